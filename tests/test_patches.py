@@ -1,0 +1,247 @@
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodules import patches, paths
+from nodules.errors import InputError
+
+
+def write(folder, arrays, suffix):
+    path = folder / f"own{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, value in arrays.items():
+                file[key] = value.astype(object) if value.dtype.kind == "U" else value
+    return path
+
+
+def refused(path, *words):
+    with pytest.raises(InputError) as caught:
+        patches.read(str(path))
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_own_file_comes_back_as_written(tmp_path, own, suffix):
+    ct = patches.read(str(write(tmp_path, own, suffix)))
+    assert np.array_equal(ct.images, own["images"]) and ct.images.dtype == np.int16
+    assert list(ct.table["patient"]) == list(own["patient"])
+    assert np.allclose(ct.table["diameter_mm"], own["diameter_mm"])
+    assert (ct.card.patches, ct.card.malignant, ct.card.patients, ct.card.nodules) == (40, 20, 20, None)
+    assert ct.card.unit == "HU" and not ct.card.simulation and ct.masks is None
+
+
+def test_both_kinds_of_file_have_the_same_hash_and_a_changed_pixel_another(tmp_path, own):
+    first, second = (patches.read(str(write(tmp_path, own, s))).card.sha256 for s in (".npz", ".h5"))
+    assert first == second
+    own["images"][7, 3, 3] += 1
+    assert patches.read(str(write(tmp_path, own, ".npz"))).card.sha256 != first
+
+
+def test_bytes_are_marked_not_hu(tmp_path, own):
+    own["images"] = np.random.default_rng(1).integers(0, 256, (40, 64, 64), dtype=np.uint8)
+    ct = patches.read(str(write(tmp_path, own, ".npz")))
+    assert "not HU" in ct.card.unit and np.array_equal(ct.images, own["images"])
+
+
+def test_a_file_named_phantom_is_no_phantom(tmp_path, own):
+    np.savez(tmp_path / "phantom.npz", **own)
+    assert not patches.read(str(tmp_path / "phantom.npz")).card.simulation
+
+
+def change(**changes):
+    return lambda own: own | {key: value(own) if callable(value) else value for key, value in changes.items()}
+
+
+def with_nan(own):
+    images = own["images"].astype(np.float32)
+    images[3, 5, 5] = np.nan
+    return images
+
+
+CORRUPTIONS = {
+    "no images": (lambda own: {k: v for k, v in own.items() if k != "images"}, ["no 'images'"]),
+    "no labels": (lambda own: {k: v for k, v in own.items() if k != "malignant"}, ["no 'malignant'"]),
+    "wrong side": (change(images=lambda own: own["images"][:, :32, :32]), ["(40, 32, 32)", "(N, 64, 64)"]),
+    "wrong rank": (change(images=lambda own: own["images"][0]), ["(64, 64)"]),
+    "text images": (change(images=np.full((40, 64, 64), "a")), ["not numbers"]),
+    "complex images": (change(images=np.zeros((40, 64, 64), complex)), ["not numbers"]),
+    "NaN": (change(images=with_nan), ["NaN"]),
+    "infinite": (change(images=np.full((40, 64, 64), np.inf)), ["infinite"]),
+    "empty": (change(images=np.zeros((0, 64, 64), np.int16)), ["0 patches"]),
+    "too few labels": (change(malignant=np.array([0, 1])), ["40 images", "(2,)"]),
+    "label 2": (change(malignant=lambda own: own["malignant"] + 1), ["2", "labels are 0 and 1"]),
+    "label NaN": (change(malignant=np.full(40, np.nan)), ["nan", "labels are 0 and 1"]),
+    "one class": (change(malignant=np.ones(40)), ["both classes"]),
+    "same ids": (change(id=np.array(["a"] * 40)), ["'a'", "40 times"]),
+    "too few patients": (change(patient=np.array(["a"])), ["'patient'"]),
+    "nameless patient": (change(patient=np.array([""] * 40)), ["'patient'", "empty", "row 0"]),
+    "not HU": (change(images=lambda own: own["images"].astype(np.int32) * 100), ["far outside Hounsfield"]),
+    "scaled to 1": (change(images=lambda own: (own["images"] + 1000) / 1400), ["spans only"]),
+    "wrong masks": (change(masks=np.zeros((40, 64, 64), np.uint8)), ["'masks'"]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_bad_arrays_are_refused_in_one_line(tmp_path, own, name, suffix):
+    if suffix == ".hdf5" and name == "text images":
+        pytest.skip("HDF5 has no fixed-width unicode")
+    corrupt, words = CORRUPTIONS[name]
+    refused(write(tmp_path, corrupt(own), suffix), *words)
+
+
+def test_pickled_arrays_are_refused_unread(tmp_path, own):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    for key in ("images", "malignant", "patient", "remark"):
+        refused(write(tmp_path, own | {key: np.array([Trap()] * 40)}, ".npz"), f"'{key}'")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_damaged_files_are_refused(tmp_path, own, suffix):
+    path = write(tmp_path, own, suffix)
+    whole = path.read_bytes()
+    for content in (b"", b"no array file", whole[: len(whole) // 2], whole[:-200]):
+        path.write_bytes(content)
+        refused(path, "not a readable")
+
+
+def test_absurd_shapes_are_refused_before_allocation(tmp_path):
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file.create_dataset("images", (10**9, 64, 64), np.int16, chunks=(1, 64, 64))
+        file["malignant"] = np.array([0, 1])
+    refused(tmp_path / "own.h5", "1000000000 patches")
+
+
+def test_missing_and_unknown_files_are_refused(tmp_path):
+    refused(tmp_path / "absent.npz", "no such file")
+    (tmp_path / "own.pkl").write_bytes(b"")
+    refused(tmp_path / "own.pkl", "unknown kind", ".npz")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(2, 30),
+    dtype=st.sampled_from(["i2", "i4", "i8", "f4", "f8", "u1"]),
+    columns=st.sets(st.sampled_from(["patient", "nodule", "diameter_mm"])),
+    column_vector=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_whatever_is_valid_is_read_back(n, dtype, columns, column_vector, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, 64, 64)).astype(dtype)
+    labels = np.concatenate([[0, 1], rng.integers(0, 2, n - 2)]).astype(rng.choice(["i1", "f8", "i8"]))
+    values = {"patient": rng.integers(1, 9, n).astype(str), "nodule": np.arange(n), "diameter_mm": rng.random(n)}
+    file = {"images": images, "malignant": labels[:, None] if column_vector else labels}
+    with tempfile.TemporaryDirectory() as folder:
+        ct = patches.read(str(write(Path(folder), file | {c: values[c] for c in columns}, ".npz")))
+    assert np.array_equal(ct.images, images)
+    assert np.array_equal(ct.table["malignant"], labels)
+    assert set(ct.table) == {"id", "malignant"} | columns and ct.table["id"].is_unique
+    assert ct.card.malignant + ct.card.benign == n == len(ct)
+
+
+@pytest.fixture(scope="module")
+def kaggle(tmp_path_factory):
+    """A folder with files in exactly the form of Kaggle's: HDF5, multipage TIFF, CSV; random pixels."""
+    folder = tmp_path_factory.mktemp("kaggle")
+    malignant = np.arange(6691) < 2526  # Kaggle's rows are sorted by class
+    images = np.random.default_rng(0).integers(-1024, 1600, (6691, 64, 64), dtype=np.int16)
+    with h5py.File(folder / "all_patches.hdf5", "w") as file:
+        file["ct_slices"] = images
+        file["slice_class"] = malignant[:, None].astype(np.int64)
+    tifffile.imwrite(folder / "ct_tiles.tif", images, photometric="minisblack")
+    pd.DataFrame({"malignancy": malignant.astype(float)}).to_csv(folder / "malignancy.csv")
+    return folder, images
+
+
+def linked(kaggle, tmp_path, *names):
+    for name in names:
+        (tmp_path / name).symlink_to(kaggle[0] / name)
+    return str(tmp_path)
+
+
+def test_kaggle_is_read_from_either_form(kaggle, tmp_path):
+    for names in (["all_patches.hdf5"], ["ct_tiles.tif", "malignancy.csv"]):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        ct = patches.read(linked(kaggle, folder, *names))
+        assert np.array_equal(ct.images, kaggle[1])
+        assert (ct.card.malignant, ct.card.benign, ct.card.patients) == (2526, 4165, None)
+        assert ct.table["malignant"].iloc[:2526].all() and not ct.table["malignant"].iloc[2526:].any()
+
+
+def test_kaggle_csv_written_here_is_in_the_form_of_the_real_one(kaggle, tmp_path, real):
+    csv = real("kaggle_malignancy.csv")
+    written, original = (pd.read_csv(path) for path in (kaggle[0] / "malignancy.csv", csv))
+    pd.testing.assert_frame_equal(written, original)
+    linked(kaggle, tmp_path, "ct_tiles.tif")
+    (tmp_path / "malignancy.csv").write_bytes(csv.read_bytes())
+    assert patches.read(str(tmp_path)).card.malignant == 2526
+
+
+def test_kaggle_is_found_in_the_data_folder(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    with pytest.raises(InputError, match=r"download https://www\.kaggle\.com\S+ .*put all_patches\.hdf5"):
+        patches.read("kaggle")
+    linked(kaggle, tmp_path, "all_patches.hdf5")
+    assert patches.read("kaggle").card.title == "Kaggle kmader/lungnodemalignancy"
+
+
+def test_other_counts_than_kaggles_are_refused(tmp_path, own):
+    with h5py.File(tmp_path / "all_patches.hdf5", "w") as file:
+        file["ct_slices"], file["slice_class"] = own["images"], own["malignant"][:, None]
+    with pytest.raises(InputError, match=r"'patches': 40.*'patches': 6691"):
+        patches.read(str(tmp_path))
+
+
+def test_a_csv_out_of_order_is_refused(kaggle, tmp_path):
+    linked(kaggle, tmp_path, "ct_tiles.tif")
+    labels = pd.read_csv(kaggle[0] / "malignancy.csv", index_col=0)
+    labels.sample(frac=1, random_state=0).to_csv(tmp_path / "malignancy.csv")
+    with pytest.raises(InputError, match="rows are not numbered"):
+        patches.read(str(tmp_path))
+    labels.rename(columns={"malignancy": "label"}).to_csv(tmp_path / "malignancy.csv")
+    with pytest.raises(InputError, match="no column 'malignancy'"):
+        patches.read(str(tmp_path))
+
+
+def test_real_patches_pass_through_the_npz_reader(real):
+    ct = patches.read(str(real("lidc_patches_dev.npz")))
+    assert (ct.card.patches, ct.card.patients, ct.card.nodules, ct.card.malignant) == (4807, 579, 1243, 1743)
+    assert "not HU" in ct.card.unit
+    hu = patches.read(str(real("lidc_hu_dev.npz")))
+    assert (hu.card.patches, hu.card.patients, hu.card.malignant, hu.card.unit) == (472, 311, 235, "HU")
+
+
+def test_the_phantom_is_cached_and_says_that_it_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    ct = patches.read("phantom", n_patches=80)
+    assert ct.card.simulation and "simulation" in ct.card.title and ct.card.malignant == round(80 * 2526 / 6691)
+    assert ct.masks.shape == ct.images.shape and ct.masks.any(axis=(1, 2)).all()
+    monkeypatch.setattr("nodules.phantom.render", None)  # a second reading renders nothing
+    assert patches.read("phantom", n_patches=80).card.sha256 == ct.card.sha256
+    with pytest.raises(InputError, match="n_patches=0"):
+        patches.read("phantom", n_patches=0)
+
+
+def test_the_histogram_of_each_class_sums_to_one(tmp_path, own):
+    table = patches.intensity_histogram(patches.read(str(write(tmp_path, own, ".npz"))))
+    for _, part in table.groupby("class"):
+        assert np.isclose(part["density"].sum() * part["value"].diff().median(), 1, atol=0.02)
