@@ -1,0 +1,56 @@
+"""What can be had without looking at a single pixel pattern: the floor and the ceiling of every table."""
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from nodules import metrics
+
+RATINGS = [
+    "subtlety",
+    "internal_structure",
+    "calcification",
+    "sphericity",
+    "margin",
+    "lobulation",
+    "spiculation",
+    "texture",
+]
+FEATURES = {
+    "prevalence": [],
+    "mean intensity": ["mean_intensity"],
+    "diameter": ["diameter_mm"],
+    "eight ratings": RATINGS,
+}
+
+
+def logistic(features: pd.DataFrame, y: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Probability of malignancy for every row, by logistic regression on the rows where ``train`` is true.
+
+    Without a feature it is the training prevalence. ``features`` (N, F), ``y`` and ``train`` (N,).
+    """
+    if features.empty:
+        return np.full(len(y), y[train].mean())
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    return model.fit(features[train], y[train]).predict_proba(features)[:, 1]
+
+
+def table(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
+    """Score each baseline whose features the source knows: fitted on train, scored on test."""
+    features = patches.assign(mean_intensity=images.mean(axis=(1, 2)))
+    y, train = split["malignant"].to_numpy(), (split["split"] == "train").to_numpy()
+    test = (split["split"] == "test").to_numpy()
+    groups = split["patient"].to_numpy()[test] if split["patient"].notna().all() else None
+    known = {name: columns for name, columns in FEATURES.items() if set(columns) <= set(features)}
+    return {
+        name: metrics.score(y[test], logistic(features[columns], y, train)[test], groups, seed)
+        for name, columns in known.items()
+    }
+
+
+def forest(scores: dict[str, dict[str, float]], metric: str) -> pd.DataFrame:
+    """One metric of several scores as ``name, value, low, high``, for :func:`nodules.plots.intervals`."""
+    rows = [(name, row[metric], row[f"{metric}_low"], row[f"{metric}_high"]) for name, row in scores.items()]
+    return pd.DataFrame(rows, columns=["name", "value", "low", "high"])

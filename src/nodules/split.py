@@ -1,0 +1,68 @@
+"""Who is trained on, who selects, who is tested: seeded, stratified 80/10/10 splits."""
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from nodules.errors import InputError
+
+KINDS = ("auto", "patient", "random")
+SPLITS = ("train", "valid", "test")
+FOLDS = 10  # one fold is tested, one selects, eight train
+
+
+def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFrame:
+    """Assign each patch to train, valid or test.
+
+    Args:
+        table: one row per patch with ``id``, ``malignant`` and, where the source knows them, ``patient``.
+        kind: ``random`` shuffles patches, as the 2019 report did; ``patient`` keeps all patches of a patient
+            on one side; ``auto`` takes ``patient`` where patients are known, else ``random``.
+        seed: of the shuffle.
+
+    Returns:
+        The columns ``id, patient, malignant, split, split_kind``, in the order of ``table``.
+
+    Raises:
+        InputError: unknown kind, a patient split without patients, or too few patches or patients of a class.
+    """
+    if kind not in KINDS:
+        raise InputError(f"split={kind!r}: no such split; take one of {', '.join(KINDS)}")
+    has_patients = "patient" in table
+    if kind == "auto":
+        kind = "patient" if has_patients else "random"
+    if kind == "patient" and not has_patients:
+        raise InputError("split='patient': this source has no patients; take split='random'")
+
+    units = "patient" if kind == "patient" else "id"
+    fewest = int(table.groupby("malignant")[units].nunique().min())
+    if fewest < FOLDS:
+        raise InputError(
+            f"split={kind!r}: a class has only {fewest} {units}s, a split needs {FOLDS}; bring more patches"
+        )
+    folds = StratifiedGroupKFold if kind == "patient" else StratifiedKFold
+    parts = folds(FOLDS, shuffle=True, random_state=seed).split(
+        table, table["malignant"], table["patient"] if kind == "patient" else None
+    )
+    names = np.full(len(table), "train", dtype=object)
+    for name, (_, members) in zip(("test", "valid"), parts, strict=False):
+        names[members] = name
+
+    out = table.reindex(columns=["id", "patient", "malignant"]).assign(split=names, split_kind=kind)
+    if kind == "patient":
+        assert out.groupby("patient")["split"].nunique().max() == 1, "a patient stands on two sides"
+    return out.reset_index(drop=True)
+
+
+def counts(assigned: pd.DataFrame) -> pd.DataFrame:
+    """Patches, malignant patches, their share, and patients (NaN where unknown) of each split."""
+    grouped = assigned.groupby("split", sort=False)
+    out = pd.DataFrame(
+        {
+            "patches": grouped.size(),
+            "malignant": grouped["malignant"].sum(),
+            "prevalence": grouped["malignant"].mean(),
+            "patients": grouped["patient"].nunique().where(grouped["patient"].count() > 0),
+        }
+    )
+    return out.reindex(SPLITS)

@@ -1,0 +1,67 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodules import split
+from nodules.errors import InputError
+
+
+@st.composite
+def tables(draw):
+    """At least 30 patients, each malignant or benign, with 1 to 6 patches."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=30, max_size=80))
+    patient = np.repeat([f"p{i:03d}" for i in range(len(sizes))], sizes)
+    label = np.repeat(np.arange(len(sizes)) % draw(st.integers(2, 3)) == 0, sizes).astype(int)
+    return pd.DataFrame({"id": [f"{i:04d}" for i in range(len(patient))], "patient": patient, "malignant": label})
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_no_patient_stands_on_two_sides(table, seed):
+    assigned = split.assign(table, "patient", seed)
+    assert (assigned.groupby("patient")["split"].nunique() == 1).all()
+    assert list(assigned["id"]) == list(table["id"]) and set(assigned["split"]) == set(split.SPLITS)
+    pd.testing.assert_frame_equal(assigned, split.assign(table, "auto", seed))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_a_random_split_is_80_10_10_and_stratified(table, seed):
+    assigned = split.assign(table, "random", seed)
+    shares = assigned["split"].value_counts(normalize=True)
+    assert np.allclose(shares[list(split.SPLITS)], [0.8, 0.1, 0.1], atol=2 / len(table) + 1e-9)
+    expected = table["malignant"].mean() * assigned["split"].value_counts()
+    assert (assigned.groupby("split")["malignant"].sum() - expected).abs().max() <= 2
+
+
+def test_another_seed_is_another_split_and_the_same_the_same():
+    table = pd.DataFrame({"id": np.arange(200).astype(str), "malignant": np.arange(200) % 2})
+    first, again, other = (split.assign(table, "auto", seed)["split"] for seed in (0, 0, 1))
+    assert first.equals(again) and not first.equals(other)
+
+
+def test_without_patients_auto_is_random_and_patient_is_refused():
+    table = pd.DataFrame({"id": np.arange(200).astype(str), "malignant": np.arange(200) % 2})
+    assigned = split.assign(table)
+    assert set(assigned["split_kind"]) == {"random"} and assigned["patient"].isna().all()
+    assert split.counts(assigned)["patients"].isna().all()
+    with pytest.raises(InputError, match="no patients"):
+        split.assign(table, "patient")
+
+
+def test_an_unknown_kind_and_too_few_patients_are_refused():
+    table = pd.DataFrame({"id": [*"abcd"], "patient": [*"wxyz"], "malignant": [0, 1, 0, 1]})
+    with pytest.raises(InputError, match="'folds': no such split"):
+        split.assign(table, "folds")
+    with pytest.raises(InputError, match="only 2 patients"):
+        split.assign(table)
+
+
+def test_counts_add_up():
+    table = pd.DataFrame({"id": np.arange(300).astype(str), "malignant": np.arange(300) % 3 == 0})
+    table["patient"] = [f"p{i // 3}" for i in range(300)]
+    counts = split.counts(split.assign(table))
+    assert counts["patches"].sum() == 300 and counts["malignant"].sum() == 100 and counts["patients"].sum() == 100
+    assert list(counts.index) == list(split.SPLITS)
