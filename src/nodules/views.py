@@ -1,0 +1,35 @@
+"""What the network sees of a patch: windowed, rotated."""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+LUNG_WINDOW = (-1000.0, 400.0)  # HU; air to bone, the range in which LUNA16 patches are usually shown
+BYTE_WINDOW = (0.0, 255.0)
+Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
+
+
+def default_window(unit: str) -> tuple[float, float]:
+    """The window for a source's unit as its card says it."""
+    return LUNG_WINDOW if unit == "HU" else BYTE_WINDOW
+
+
+def window(images: Pixels, low: float, high: float) -> Pixels:
+    """Map pixel values ``low``..``high`` to 0..1 and clip the rest; any shape, array or tensor."""
+    return ((images - low) / (high - low)).clip(0.0, 1.0)
+
+
+def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
+    """Rotate each image counterclockwise about its centre, bilinear, the border mirrored.
+
+    Args:
+        images: (N, C, H, W), H = W, float.
+        degrees: (N,).
+    """
+    angle = torch.deg2rad(degrees.to(images))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

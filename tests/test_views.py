@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import torch
+
+from nodules import views
+
+
+def test_the_window_maps_its_ends_to_0_and_1_and_clips():
+    values = [-3000.0, -1000.0, -300.0, 400.0, 2000.0]
+    for images in (np.array(values), torch.tensor(values)):
+        assert np.allclose(views.window(images, *views.LUNG_WINDOW), [0, 0, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_quarter_turns_are_counterclockwise_and_exact(quarters):
+    images = torch.rand(3, 1, 64, 64)
+    turned = views.rotate(images, torch.full((3,), 90.0 * quarters))
+    assert torch.allclose(turned, images.rot90(quarters, (2, 3)), atol=1e-4)
+
+
+def test_each_image_turns_by_its_own_angle_and_a_centred_disc_stays():
+    y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    disc = torch.sigmoid(10 - (x**2 + y**2).sqrt())[None, None]
+    turned = views.rotate(disc.repeat(5, 1, 1, 1), torch.tensor([0.0, 13, 77, 181, 333]))
+    assert (turned - disc).abs().max() < 0.05
+    ramp = x[None, None].repeat(2, 1, 1, 1)
+    still, half = views.rotate(ramp, torch.tensor([0.0, 180.0]))
+    assert torch.allclose(still, -half, atol=1e-3)
