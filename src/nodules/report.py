@@ -1,0 +1,212 @@
+"""The report: every figure drawn from its kept data, ``results.json``, the data card, one self-contained page."""
+
+import io
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import nbformat
+import pandas as pd
+from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
+from PIL import Image
+from tqdm import tqdm
+
+from nodules import paths, results
+from nodules.errors import InputError
+
+# The 2019 report's figures in its numbering
+FIGURES = {
+    1: "Nonmalignant lung nodules",
+    2: "Malignant lung nodules",
+    3: "A convolutional neural network",
+    4: "Training with ResNet34",
+    5: "Training with ResNet50",
+    6: "Training with ResNet101",
+    7: "Training with ResNet152",
+    8: "The learning rate finder",
+    9: "Learning rate and iterations",
+    10: "Last layers trained without augmentation",
+    11: "Last layers trained with augmentation",
+    12: "Data augmentation of a lung nodule",
+    13: "Malignant lung nodule and class activation map",
+    14: "First result: last layers",
+    15: "Second result: augmentation, cosine annealing and test-time augmentation",
+    16: "Most correct, predicted malignant",
+    17: "Most correct, predicted nonmalignant",
+    18: "Most incorrect, predicted malignant",
+    19: "Most incorrect, predicted nonmalignant",
+    20: "Most uncertain predictions",
+    21: "Confusion matrix",
+    22: "Whole network trained",
+}
+DPI = 100
+README_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 17px/1.55 Georgia, serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3, table { font-family: system-ui, sans-serif; }
+h3 { margin-top: 2.5rem; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+td, th { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; overflow-wrap: anywhere; }
+.anchor-link, .prompt { display: none; }
+</style>
+</head>
+<body>
+$body
+</body>
+</html>
+""")
+
+
+def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
+    """Write the report of one run.
+
+    Args:
+        run_dir: ``runs/<profile>-<data>``, where notebooks have kept figures and results.
+        folder: gets ``<figure>.png`` and ``<figure>.json`` (its provenance), ``results.json``,
+            ``data_card.md`` and, last, ``report.html``. Figures that this run does not make are removed.
+        readme: where the result table between the marks is written anew.
+
+    Raises:
+        InputError: nothing has been run yet, or a figure's data no longer fit its drawing function.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run_dir.glob("*/results.json"))]
+    if not found:
+        raise InputError(f"{run_dir}: no notebook has been run here; run make notebooks first")
+    facts = {run["provenance"]["notebook"]: run["facts"] for run in found}
+    content = {
+        "runs": [run["provenance"] for run in found],
+        "card": found[0]["card"],
+        "facts": facts,
+        "rows": [row for run in found for row in run["rows"]],
+    }
+    figures = _draw(run_dir, folder, facts)
+    results.write_json(folder / "results.json", content)
+    _write(folder / "data_card.md", data_card(content))
+    if readme:
+        update_readme(readme, content)
+    return _write(folder / "report.html", page(content, figures, folder))
+
+
+def data_card(content: dict[str, Any]) -> str:
+    """The source's card, generated so that it cannot go stale."""
+    card = dict(content["card"])
+    limits = [f"- {line}" for line in card.pop("limits")]
+    fields = pd.DataFrame({"field": card.keys(), "value": card.values()}).fillna("unknown")
+    scores = result_table([row for row in content["rows"] if row["notebook"] == "01_data"])
+    lines = [f"## Data card: {card['title']}", "", *limits, "", *_markdown(fields), "", "Models that see no picture:"]
+    return "\n".join([*lines, "", *_markdown(scores[["what", "AUC (95% interval)"]]), ""])
+
+
+def result_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as people read them: value and 95% interval in one cell."""
+
+    def cell(row: dict[str, Any], metric: str) -> str:
+        return f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
+
+    cells = [
+        {
+            "what": row["name"],
+            "AUC (95% interval)": cell(row, "auc"),
+            "accuracy (95% interval)": cell(row, "accuracy"),
+            "weights": row.get("weights", "none"),
+            "split": row["split"],
+            "seed": row["seed"],
+            "test patches": row["n"],
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(cells)
+
+
+def update_readme(readme: Path, content: dict[str, Any]) -> None:
+    """Replace what stands between the marks by the table of results."""
+    text = readme.read_text(encoding="utf-8")
+    first, last = README_MARKS
+    before, _, rest = text.partition(first)
+    _, mark, after = rest.partition(last)
+    if not mark:
+        raise InputError(f"{readme}: lacks the lines {first} and {last}; put them around the result table")
+    table = "\n".join(_markdown(result_table(content["rows"])))
+    _write(readme, f"{before}{first}\n{_about(content)}\n\n{table}\n{last}{after}")
+
+
+def page(content: dict[str, Any], figures: dict[str, dict[str, Any]], folder: Path) -> str:
+    """The page: a notebook of markdown cells turned to HTML by nbconvert, the pictures inside it."""
+    cells = [f"# Lung nodule malignancy from 64x64 CT patches\n\n{_about(content)}", data_card(content)]
+    cells += ["## Results\n\n" + "\n".join(_markdown(result_table(content["rows"])))]
+    cells += ["## The 2019 report's figures"]
+    for number, title in FIGURES.items():
+        name = f"fig{number:02d}"
+        heading = f"### Figure {number}. {title}\n\n"
+        cells.append(
+            heading + (_shown(name, figures[name]) if name in figures else "*Missing: no notebook makes it yet.*")
+        )
+    beyond = {name: about for name, about in figures.items() if not name.startswith("fig")}
+    cells += ["## Beyond the report"] + [
+        f"### {about['title']}\n\n{_shown(name, about)}" for name, about in beyond.items()
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
+    return PAGE.substitute(title="Lung nodule malignancy", body=body)
+
+
+def _about(content: dict[str, Any]) -> str:
+    """Which run the numbers come from, in one line."""
+    run = content["runs"][0]
+    what = "**a simulation, not patients**" if run["simulation"] else "measured images"
+    return (
+        f"Run `{run['profile']}` on {run['data']} ({what}), {run['split']} split, seed {run['parameters']['seed']}, "
+        f"code {run['git_revision']}. Fitted on train, reported on test, intervals by bootstrap over "
+        f"{'patients' if run['split'] == 'patient' else 'patches'}."
+    )
+
+
+def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Draw every kept figure into ``folder``, with a sidecar that says where it comes from."""
+    kept = [path for path in sorted(run_dir.glob("*/*.json")) if path.name != "results.json"]
+    figures = {}
+    for path in tqdm(kept, "figures"):
+        figure, about = results.redraw(path)
+        about["caption"] = about["caption"].format(**facts[about["notebook"]])
+        about["title"] = figure.get_suptitle() or figure.axes[0].get_title()
+        _save(figure, folder / f"{path.stem}.png")
+        results.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
+        figures[path.stem] = about
+    for picture in folder.glob("*.png"):
+        if picture.stem not in figures:
+            picture.unlink()
+            picture.with_suffix(".json").unlink(missing_ok=True)
+    return dict(sorted(figures.items(), key=lambda item: (item[1]["notebook"], item[1]["order"])))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Save as a PNG of 256 colours, a third of the size of full colour and as legible."""
+    pixels = io.BytesIO()
+    figure.savefig(pixels, dpi=DPI)
+    with paths.replacing(path) as temporary:
+        Image.open(pixels).convert("RGB").quantize(256).save(temporary, optimize=True)
+
+
+def _shown(name: str, about: dict[str, Any]) -> str:
+    return f"![{about['title']}]({name}.png)\n\n{about['caption']} *{about['source']}.*"
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+def _write(path: Path, text: str) -> Path:
+    with paths.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

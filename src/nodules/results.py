@@ -1,0 +1,162 @@
+"""Keep what a notebook found: numbers and figures, each with where it comes from, written whole or not at all.
+
+A figure is kept as its data and the name of the function in :mod:`nodules.plots` that draws it, so that it can
+be drawn again without a model, and a change in drawing code runs no notebook.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from nodules import paths, plots
+from nodules.errors import InputError
+from nodules.patches import Card
+
+PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", "pandas", "papermill")
+
+
+def git_revision() -> str:
+    """Short revision of the checkout, ``+changes`` where the code differs from it; ``unknown`` without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(paths.ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "notebooks", "params", "requirements.txt")
+        return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, numbers of numpy as numbers, NaN refused."""
+    with paths.replacing(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=lambda x: x.item())
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass
+class Run:
+    """One notebook's run: its folder ``<run_dir>/<notebook>``, its parameters, what it found.
+
+    A run starts with a clean slate: figures that an earlier run of this notebook left are removed.
+    """
+
+    notebook: str
+    run_dir: str
+    parameters: dict[str, Any]
+    card: Card
+    split_kind: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = paths.resolve(self.run_dir) / self.notebook
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in [*self.folder.glob("*.npz"), *self.folder.glob("*.json")]:
+            old.unlink()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every number and figure of this run carries."""
+        return {
+            "notebook": self.notebook,
+            "profile": paths.resolve(self.run_dir).name,
+            "parameters": self.parameters,
+            "data": self.card.title,
+            "data_sha256": self.card.sha256,
+            "simulation": self.card.simulation,
+            "split": self.split_kind,
+            "git_revision": git_revision(),
+        }
+
+    @property
+    def source(self) -> str:
+        """The line below each figure."""
+        return f"{self.card.title} · {self.split_kind} split · seed {self.parameters['seed']}"
+
+    def environment(self) -> pd.DataFrame:
+        """Seed, device, versions, revision and data hash, as a table to print."""
+        from platform import python_version
+
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        versions = {name: python_version() if name == "python" else version(name) for name in PACKAGES}
+        facts = {"seed": self.parameters["seed"], "device": device, **versions}
+        facts |= {"git revision": git_revision(), "data SHA-256": self.card.sha256}
+        return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
+
+    def table(self, name: str, table: pd.DataFrame) -> Path:
+        """Keep a table as CSV for the notebooks that follow."""
+        path = self.folder / f"{name}.csv"
+        with paths.replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
+        return path
+
+    def figure(self, name: str, draw: Callable[..., Figure], caption: str, **data: Any) -> Figure:
+        """Draw a figure and keep what it takes to draw it again.
+
+        Args:
+            name: ``fig01`` for the 2019 report's figure 1, any other name for one beyond the report.
+            draw: a function of :mod:`nodules.plots`.
+            caption: a sentence or two; ``{name}`` and ``{name:.3f}`` are filled from the facts of this run.
+            data: its arguments: arrays, tables, strings, numbers and lists of them.
+        """
+        arrays, plain = {}, {}
+        for key, value in data.items():
+            if isinstance(value, pd.DataFrame):
+                columns = {column: value[column].to_numpy() for column in value}
+                arrays |= {f"{key}/{c}": v.astype(str) if v.dtype == object else v for c, v in columns.items()}
+            elif isinstance(value, np.ndarray):
+                arrays[key] = value
+            else:
+                plain[key] = value
+        with paths.replacing(self.folder / f"{name}.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+        about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": self.source}
+        write_json(self.folder / f"{name}.json", about | {"arguments": plain} | self.provenance)
+        self.figures.append(name)
+        return plots.stamp(draw(**data), self.source)
+
+    def row(self, name: str, scores: dict[str, float], **about: Any) -> None:
+        """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores."""
+        common = {"name": name, "notebook": self.notebook, "data": self.card.title, "split": self.split_kind}
+        self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
+
+    def save(self) -> Path:
+        """Write ``results.json``: provenance, card, facts, rows."""
+        path = self.folder / "results.json"
+        content = {"provenance": self.provenance, "card": asdict(self.card)}
+        write_json(path, content | {"facts": self.facts, "rows": self.rows})
+        return path
+
+
+def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
+    """Draw a kept figure again from ``<name>.json`` and the ``<name>.npz`` beside it."""
+    content = json.loads(about.read_text(encoding="utf-8"))
+    data, columns = dict(content["arguments"]), {}
+    with np.load(about.with_suffix(".npz"), allow_pickle=False) as arrays:
+        for key in arrays:
+            name, _, column = key.partition("/")
+            if column:
+                columns.setdefault(name, {})[column] = arrays[key]
+            else:
+                data[name] = arrays[key]
+    data |= {name: pd.DataFrame(table) for name, table in columns.items()}
+    try:
+        figure = getattr(plots, content["draw"])(**data)
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{about}: no longer drawn by plots.{content['draw']} ({error}); run its notebook") from error
+    return plots.stamp(figure, content["source"]), content

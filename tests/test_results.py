@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from nodules import patches, paths, plots, report, results
+from nodules.errors import InputError
+
+SCORES = {"n": 4} | {f"{m}{end}": 0.5 for m in ("auc", "accuracy", "log_loss") for end in ("", "_low", "_high")}
+
+
+@pytest.fixture
+def card(tmp_path, own):
+    np.savez(tmp_path / "own.npz", **own)
+    return patches.read(str(tmp_path / "own.npz")).card
+
+
+@pytest.fixture
+def run(tmp_path, card):
+    """A finished run with one figure of the report and one beyond it."""
+    run = results.Run("01_data", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient")
+    images = np.linspace(-1000, 400, 2 * 64 * 64).reshape(2, 64, 64)
+    grid = {"titles": ["a", "b"], "window": [-1000, 400], "unit": "HU", "heading": "Two", "columns": 2}
+    run.figure("fig01", plots.patch_grid, "There are {n} patches.", images=images, **grid)
+    forest = pd.DataFrame({"name": ["ruler"], "value": [0.8], "low": [0.7], "high": [0.9]})
+    run.figure("forest", plots.intervals, "It is {auc:.2f}.", table=forest, label="AUC", chance=0.5, heading="Forest")
+    run.facts |= {"n": np.int64(40), "auc": 0.8125}
+    run.row("ruler", SCORES | {"auc": 0.8125})
+    run.save()
+    return run
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def test_a_kept_figure_is_drawn_again_pixel_for_pixel(run):
+    images = np.random.default_rng(0).normal(size=(1, 64, 64))
+    data = {"titles": ["é"], "window": [-1, 1], "unit": "HU", "heading": "One", "columns": 1}
+    first = run.figure("again", plots.patch_grid, "", images=images, **data)
+    second, about = results.redraw(run.folder / "again.json")
+    assert np.array_equal(pixels(first), pixels(second))
+    assert about["draw"] == "patch_grid" and about["parameters"] == {"seed": 3} and about["split"] == "patient"
+    assert "own.npz" in second.get_supxlabel() and "patient split" in second.get_supxlabel()
+
+
+def test_tables_of_text_and_numbers_survive(run):
+    table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 0.2], "low": [0, 0.1], "high": [0.3, 0.4]})
+    run.figure("t", plots.intervals, "", table=table, label="x", chance=0.5, heading="h")
+    figure, _ = results.redraw(run.folder / "t.json")
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_a_figure_that_no_longer_fits_says_so(run):
+    path = run.folder / "forest.json"
+    path.write_text(path.read_text().replace('"chance"', '"luck"'))
+    with pytest.raises(InputError, match=r"forest\.json: no longer drawn by plots\.intervals"):
+        results.redraw(path)
+
+
+def test_a_new_run_starts_with_a_clean_slate(run, card):
+    assert (run.folder / "results.json").exists()
+    results.Run("01_data", run.run_dir, {"seed": 4}, card, "patient")
+    assert not list(run.folder.glob("*"))
+
+
+def test_the_environment_names_what_a_result_depends_on(run):
+    shown = run.environment()["value"]
+    assert shown["seed"] == 3 and shown["data SHA-256"] == run.card.sha256 and shown["fastai"].startswith("2.8")
+
+
+def test_nothing_is_seen_half_written(tmp_path):
+    path = tmp_path / "x.json"
+    results.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        results.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RuntimeError), paths.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_report_is_one_page_with_everything_in_it(run, tmp_path):
+    out = tmp_path / "figures"
+    text = report.build(tmp_path / "runs" / "x", out).read_text()
+    assert "There are 40 patches." in text and "It is 0.81." in text
+    assert text.count("data:image/png;base64") == 2
+    assert text.count("Missing: no notebook makes it yet") == len(report.FIGURES) - 1
+    for outside in ('src="http', "<script", 'href="http', "@import", "<link"):
+        assert outside not in text
+    assert [text.index(f"Figure {n}. ") for n in range(1, 23)] == sorted(
+        text.index(f"Figure {n}. ") for n in range(1, 23)
+    )
+
+
+def test_every_figure_has_a_sidecar_and_old_ones_go(run, tmp_path):
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "old.png").write_bytes(b"")
+    (out / "old.json").write_text("{}")
+    report.build(tmp_path / "runs" / "x", out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["fig01.png", "fig01.json", "forest.png", "forest.json", "results.json", "data_card.md", "report.html"]
+    )
+    about = json.loads((out / "fig01.json").read_text())
+    for key in ("notebook", "profile", "parameters", "git_revision", "data_sha256", "caption"):
+        assert about[key], key
+    assert about["data_sha256"] == run.card.sha256
+    assert Image.open(out / "fig01.png").size[0] > 200
+    content = json.loads((out / "results.json").read_text())
+    assert content["facts"]["01_data"]["n"] == 40 and content["rows"][0]["auc"] == 0.8125
+    assert content["rows"][0] | {"data": "own.npz", "split": "patient", "seed": 3} == content["rows"][0]
+    assert run.card.sha256 in (out / "data_card.md").read_text()
+
+
+def test_the_readme_gets_the_table_between_its_marks(run, tmp_path):
+    readme = tmp_path / "README.md"
+    first, last = report.README_MARKS
+    readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    report.build(tmp_path / "runs" / "x", tmp_path / "figures", readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| ruler | 0.812 (0.500 to 0.500) |" in text
+    readme.write_text("no marks")
+    with pytest.raises(InputError, match="lacks the lines"):
+        report.build(tmp_path / "runs" / "x", tmp_path / "figures", readme)
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no notebook has been run"):
+        report.build(tmp_path, tmp_path / "figures")
