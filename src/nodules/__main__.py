@@ -1,0 +1,87 @@
+"""The command line: ``python -m nodules run | report | export | bench``. Bad input ends with one line and code 2."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from nodules.errors import InputError, NotebookFailed
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from nodules import run
+
+    profile = run.read_profile(arguments.profile) if arguments.profile else {}
+    chosen = run.merge(arguments.notebook, profile, arguments.parameter)
+    run.execute(arguments.notebook, arguments.output, chosen, arguments.cell_timeout_s)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from nodules import report
+
+    report.build(arguments.run_dir, arguments.folder, arguments.readme)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from nodules import export, patches, split
+
+    found = patches.read(arguments.data)
+    print(export.to_folders(found, split.assign(found.table, arguments.split, arguments.seed), arguments.folder))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from nodules import bench
+
+    bench.main()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nodules", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    run = commands.add_parser("run", help="execute a notebook")
+    run.add_argument("notebook", type=Path)
+    run.add_argument("output", type=Path, help="where the executed copy goes")
+    run.add_argument("--profile", type=Path, help="a YAML file of parameters, such as params/demo.yaml")
+    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
+    run.add_argument("--cell-timeout-s", type=int, default=3600, help="seconds that a cell may take (%(default)s)")
+    run.set_defaults(do=_run)
+
+    report = commands.add_parser("report", help="draw a run's figures and write results.json and report.html")
+    report.add_argument("run_dir", type=Path)
+    report.add_argument("folder", type=Path)
+    report.add_argument("--readme", type=Path, help="a README whose result table is to be renewed")
+    report.set_defaults(do=_report)
+
+    export = commands.add_parser("export", help="write train|valid|test/malignant|benign/*.png")
+    export.add_argument("folder", type=Path)
+    export.add_argument("--data", default="phantom")
+    export.add_argument("--split", default="auto")
+    export.add_argument("--seed", type=int, default=0)
+    export.set_defaults(do=_export)
+
+    commands.add_parser("bench", help="print a table of measured ratios").set_defaults(do=_bench)
+    return parser
+
+
+def main() -> int:
+    """Run the command; 0 well, 1 a notebook failed, 2 bad input, 130 interrupted."""
+    arguments = _parser().parse_args()
+    # Progress bars, those of kernels too, write a line every ten seconds instead of ten a second
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
+    try:
+        arguments.do(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

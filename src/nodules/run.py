@@ -1,0 +1,205 @@
+"""Execute a notebook headless: a thin, strict layer on papermill.
+
+papermill only warns of a parameter that a notebook does not have, takes any type, and has no time limit; here
+all of that is refused before a kernel starts, and the executed copy appears under its name only when it ended
+well, so that Make can trust it.
+"""
+
+import ast
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from nodules import paths
+from nodules.errors import InputError, NotebookFailed
+
+KERNEL = "python3"
+LITERALS = (bool, int, float, str, list)
+REDRAWN = {"plots"}  # a change in these draws figures again (see report) and runs no notebook
+ERROR_LINES = 12
+
+
+def parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults in a notebook's one ``parameters`` cell, which holds literals and nothing else.
+
+    Raises:
+        InputError: no notebook, no such cell or several, or a line that is no assignment of a literal.
+    """
+    cells = [cell for cell in _code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{notebook}: {len(cells)} cells are tagged 'parameters'; tag exactly one")
+    found = {}
+    for statement in ast.parse(cells[0].source).body:
+        try:
+            (target,) = statement.targets
+            found[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError) as error:
+            text = ast.unparse(statement)
+            raise InputError(f"{notebook}: parameter {text!r} is no literal; write name = value") from error
+        if type(found[target.id]) not in LITERALS:
+            raise InputError(f"{notebook}: parameter {target.id} must be a bool, int, float, str or list")
+    return found
+
+
+def typed(name: str, value: Any, default: Any) -> Any:
+    """``value`` if it has the type of ``default``; a whole number or ``1e-3``, which YAML reads as text, is a float."""
+    if isinstance(default, float) and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not type(default):
+        kind = type(default).__name__
+        raise InputError(f"{name}: {value!r} is {type(value).__name__}, must be {kind}, as in {name}: {default!r}")
+    if isinstance(default, list) and default:
+        return [typed(name, item, default[0]) for item in value]
+    return value
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """A profile's parameters: one YAML mapping, each key a parameter of at least one notebook, rightly typed."""
+    try:
+        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(profile, dict):
+        raise InputError(f"{path}: must be a mapping of parameters, such as seed: 0")
+    known = [parameters(notebook) for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+    for key, value in profile.items():
+        defaults = [defaults[key] for defaults in known if key in defaults]
+        if not defaults:
+            raise InputError(f"{path}: no notebook has a parameter {key!r}; correct or remove it")
+        for default in defaults:
+            typed(key, value, default)
+    return profile
+
+
+def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """A notebook's parameters from a profile, then from ``key=value`` texts whose values are typed by YAML."""
+    defaults = parameters(notebook)
+    chosen = {key: value for key, value in profile.items() if key in defaults}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or key not in defaults:
+            raise InputError(f"-p {text}: {notebook.name} has no such parameter; it has {', '.join(defaults)}")
+        try:
+            chosen[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"-p {text}: the value is no YAML; put it in quotes") from error
+    return {key: typed(key, value, defaults[key]) for key, value in chosen.items()}
+
+
+def modules(notebook: Path) -> list[Path]:
+    """The modules of this package that a notebook uses, directly or through others, drawing code left out."""
+    package = Path(__file__).parent
+    waiting = list(_imported("\n".join(cell.source for cell in _code_cells(notebook))))
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found | REDRAWN:
+            found.add(name)
+            waiting += _imported((package / f"{name}.py").read_text(encoding="utf-8"))
+    return [package / f"{name}.py" for name in sorted(found)]
+
+
+def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s: int) -> None:
+    """Run ``notebook`` with parameters ``chosen`` and write the executed copy to ``output``.
+
+    Beside it, ``<name>.d`` tells Make which modules it depends on. Where a cell fails, the copy is kept as
+    ``<name>.failed.ipynb`` instead.
+
+    Raises:
+        InputError: what a cell raised as such.
+        NotebookFailed: any other failure of a cell or the kernel.
+    """
+    _check_kernel()
+    os.environ["PYTHONHASHSEED"] = "0"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    try:
+        papermill.execute_notebook(
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial)),
+            parameters=chosen,
+            kernel_name=KERNEL,
+            language="python",
+            cwd=notebook.parent,
+            progress_bar=False,
+            execution_timeout=cell_timeout_s,
+            on_cell_executed=_step_printer(notebook),
+            stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+    except (PapermillExecutionError, DeadKernelError, CellTimeoutError) as error:
+        partial.replace(failed)
+        if getattr(error, "ename", None) == InputError.__name__:
+            raise InputError(error.evalue) from error
+        lines = [line for line in str(error).splitlines() if line.strip()][-ERROR_LINES:]
+        where = f"cell:\n{error.source}\n" if isinstance(error, PapermillExecutionError) else ""
+        raise NotebookFailed(f"{notebook.name} failed; see {failed}\n{where}" + "\n".join(lines)) from error
+    used = " ".join(map(_shown, modules(notebook)))
+    # An empty rule for each module, as compilers write them, so that a removed module does not stop Make
+    rules = [f"{_shown(output)}: {used}", *(f"{_shown(path)}:" for path in modules(notebook))]
+    output.with_suffix(".d").write_text("\n".join(rules) + "\n", encoding="utf-8")
+    partial.replace(output)
+    failed.unlink(missing_ok=True)
+
+
+def _code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise InputError(f"{notebook}: no readable notebook ({' '.join(str(error).split())[:120]})") from error
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def _imported(source: str) -> Iterator[str]:
+    """Names of this package's modules that a source imports by ``from nodules import ...`` in any form."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "nodules":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nodules."):
+            yield node.module.removeprefix("nodules.")
+
+
+def _check_kernel() -> None:
+    """A ``python3`` kernel installed for the user would shadow this environment's; refuse it."""
+    interpreter = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+    if interpreter not in ("python", "python3", f"python3.{sys.version_info.minor}", sys.executable):
+        raise InputError(f"kernel {KERNEL!r} runs {interpreter}, not {sys.executable}; remove that kernelspec")
+
+
+def _step_printer(notebook: Path) -> Callable[..., None]:
+    """A hook that prints one line as a code cell ends: its number, its seconds, the heading above it."""
+    title, started, done = notebook.stem, time.monotonic(), 0
+    cells = nbformat.read(notebook, as_version=4).cells
+    total = sum(cell.cell_type == "code" for cell in cells) + 1  # papermill injects one
+    headings, heading = {}, title
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            heading = next((line.lstrip("# ") for line in cell.source.splitlines()[::-1] if line[:1] == "#"), heading)
+        headings[cell.id] = heading
+
+    def hook(cell: nbformat.NotebookNode, **_: Any) -> None:
+        nonlocal done
+        done += 1
+        elapsed = time.monotonic() - started
+        print(f"{title} {done:>3}/{total} {elapsed:7.1f} s  {headings.get(cell.id, 'parameters')}", flush=True)
+
+    return hook
+
+
+def _shown(path: Path) -> str:
+    """A path as the Makefile writes it: relative to the root where it lies below it."""
+    path = path.resolve()
+    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)

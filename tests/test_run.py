@@ -1,0 +1,177 @@
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from nodules import paths, run
+from nodules.errors import InputError, NotebookFailed
+
+DEFAULTS = "n = 3\nrate = 0.1\nname = 'a'\nflag = True\nsizes = [1, 2]"
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Write a notebook with a parameters cell and the given code cells."""
+
+    def write(*code, parameters=DEFAULTS, tags=("parameters",), name="nb.ipynb"):
+        cells = [new_markdown_cell("# Title"), new_code_cell(parameters, metadata={"tags": list(tags)})]
+        cells += [new_markdown_cell("text\n\n## The step"), *(new_code_cell(source) for source in code)]
+        path = tmp_path / name
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+
+    return write
+
+
+def test_parameters_are_read_without_running_anything(notebook):
+    assert run.parameters(notebook()) == {"n": 3, "rate": 0.1, "name": "a", "flag": True, "sizes": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "source", ["n = open('x')", "import os", "n, m = 1, 2", "n = None", "n += 1", "n = {'a': 1}", "print(1)"]
+)
+def test_parameters_are_literals_and_nothing_else(notebook, source):
+    with pytest.raises(InputError, match="parameter"):
+        run.parameters(notebook(parameters=source))
+
+
+def test_a_notebook_without_its_parameters_cell_is_refused(notebook, tmp_path):
+    with pytest.raises(InputError, match="0 cells are tagged"):
+        run.parameters(notebook(tags=()))
+    (tmp_path / "broken.ipynb").write_text("{")
+    for name in ("broken.ipynb", "absent.ipynb"):
+        with pytest.raises(InputError, match="no readable notebook"):
+            run.parameters(tmp_path / name)
+
+
+def test_values_are_typed_by_yaml(notebook):
+    texts = ["n=5", "rate=1e-3", "name=b c", "flag=false", "sizes=[3, 4, 5]"]
+    expected = {"n": 5, "rate": 0.001, "name": "b c", "flag": False, "sizes": [3, 4, 5]}
+    assert run.merge(notebook(), {}, texts) == expected
+    assert run.merge(notebook(), {"rate": 2, "other": 1}, []) == {"rate": 2.0}
+    assert isinstance(run.merge(notebook(), {"rate": 2}, [])["rate"], float)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m=1",
+        "n",
+        "n=1.5",
+        "n=true",
+        "n=one",
+        "flag=1",
+        "flag='true'",
+        "name=3",
+        "rate=fast",
+        "sizes=3",
+        "sizes=[a]",
+        "n=[",
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(notebook, text):
+    with pytest.raises(InputError) as caught:
+        run.merge(notebook(), {}, [text])
+    assert "\n" not in str(caught.value) and text.split("=")[0] in str(caught.value)
+
+
+def test_a_profile_is_checked_against_all_notebooks(tmp_path, notebook, monkeypatch):
+    notebook()
+    notebook(parameters="epochs = 3", name="other.ipynb")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    profile = tmp_path / "p.yaml"
+    profile.write_text("n: 4\nepochs: 9\n")
+    assert run.read_profile(profile) == {"n": 4, "epochs": 9}
+    for text, words in {
+        "epoch: 9": "no notebook has a parameter 'epoch'",
+        "epochs: many": "'many' is str, must be int",
+        "- 1": "must be a mapping",
+        "a: [": "cannot be read as YAML",
+        "n: !!python/object/apply:os.getcwd []": "cannot be read as YAML",
+    }.items():
+        profile.write_text(text)
+        with pytest.raises(InputError, match=words):
+            run.read_profile(profile)
+
+
+def test_every_profile_fits_the_notebooks():
+    profiles = sorted((paths.ROOT / "params").glob("*.yaml"))
+    assert {path.stem for path in profiles} >= {"smoke", "demo", "paper"}
+    for path in profiles:
+        run.read_profile(path)
+
+
+def test_a_good_notebook_leaves_its_copy_and_one_line_a_step(notebook, tmp_path, capfd):
+    source = notebook("import sys; print(n, sys.executable)", "1 + 1")
+    output = tmp_path / "out{}" / "nb.ipynb"
+    run.execute(source, output, {"n": 7}, 60)
+    cells = nbformat.read(output, as_version=4).cells
+    assert any(c.cell_type == "code" and c.outputs and f"7 {sys.executable}" in str(c.outputs) for c in cells)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["nb.d", "nb.ipynb"]
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("nb ")]
+    assert len(lines) == 4 and lines[-1].split()[1] == "4/4" and lines[-1].endswith("The step")
+
+
+def test_a_kernel_of_the_same_name_for_the_user_does_not_shadow_ours(notebook, tmp_path):
+    kernel = tmp_path / "share" / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    environment = os.environ | {"JUPYTER_DATA_DIR": str(tmp_path / "share" / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "0"}
+    command = [sys.executable, "-m", "nodules", "run", str(notebook("1")), str(tmp_path / "out.ipynb")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "kernel 'python3' runs /bin/false" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\nraise ValueError('went wrong')", ["x = 1", "ValueError: went wrong"]),
+        ("import os; os._exit(1)", ["Kernel died"]),
+        ("import time; time.sleep(60)", ["timed out", "time.sleep(60)"]),
+    ],
+)
+def test_a_failure_keeps_a_partial_copy_under_another_name(notebook, tmp_path, source, words):
+    output = tmp_path / "out" / "nb.ipynb"
+    with pytest.raises(NotebookFailed) as caught:
+        run.execute(notebook("before = 1", source), output, {}, 4)
+    for word in words:
+        assert word in str(caught.value)
+    assert [path.name for path in output.parent.iterdir()] == ["nb.failed.ipynb"]
+    assert "before = 1" in (output.parent / "nb.failed.ipynb").read_text()
+    run.execute(notebook("1"), output, {}, 60)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["nb.d", "nb.ipynb"]
+
+
+def command_line(*arguments):
+    return subprocess.run([sys.executable, "-m", "nodules", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_bad_input_is_one_line_and_code_2(notebook, tmp_path):
+    bad_data = "from nodules import patches\npatches.read('absent.npz')"
+    for arguments, words in {
+        (notebook("1"), tmp_path / "o.ipynb", "-p", "m=1"): "has no such parameter",
+        (tmp_path / "absent.ipynb", tmp_path / "o.ipynb"): "no readable notebook",
+        (notebook(bad_data, name="bad.ipynb"), tmp_path / "o.ipynb"): "absent.npz: no such file",
+    }.items():
+        done = command_line("run", *arguments)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+        assert not (tmp_path / "o.ipynb").exists()
+
+
+def test_a_failing_notebook_is_code_1_and_shows_cell_and_error(notebook, tmp_path):
+    done = command_line("run", notebook("y = 2\n1 / 0"), tmp_path / "o.ipynb")
+    assert done.returncode == 1 and "y = 2" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_make_learns_which_modules_a_notebook_uses_but_not_the_drawing_code(notebook, tmp_path):
+    source = notebook("from nodules import plots, split\nfrom nodules.views import rotate")
+    assert [path.stem for path in run.modules(source)] == ["errors", "split", "views"]
+    run.execute(notebook("1"), tmp_path / "out" / "nb.ipynb", {}, 60)
+    assert (tmp_path / "out" / "nb.d").read_text().startswith(f"{tmp_path}/out/nb.ipynb:")
