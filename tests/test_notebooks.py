@@ -1,0 +1,104 @@
+"""The notebooks as a reader finds them, and all of them end to end."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+
+from nodules import paths, report, run
+from nodules.paths import ROOT
+
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+MOST_LINES = 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_prose_and_short_calls(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    assert notebook.cells[-1].cell_type == "markdown" and "does not show" in notebook.cells[-1].source
+    assert run.parameters(path)
+    assert notebook.metadata.kernelspec.name == run.KERNEL
+    for cell in code:
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= MOST_LINES, f"{len(lines)} lines:\n{cell.source}"
+        defined = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+        assert not any(isinstance(node, defined) for node in ast.walk(ast.parse(cell.source))), cell.source
+        assert not cell.outputs and cell.execution_count is None, "commit notebooks without outputs"
+    imports = [i for i, cell in enumerate(code) if "import " in cell.source]
+    assert imports == [0], "one import cell, the first"
+    assert any("assert " in cell.source for cell in code)
+
+
+def make(*arguments):
+    # A make that runs this test must not hand its own flags down
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "figures", "PROFILE=smoke", f"PY={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """All notebooks and the report, made by Make from nothing on the smoke profile, two jobs at a time."""
+    shutil.rmtree(ROOT / "runs" / "smoke-phantom", ignore_errors=True)
+    shutil.rmtree(ROOT / "figures" / "smoke-phantom", ignore_errors=True)
+    done = make("-j2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_all_notebooks_run_end_to_end(smoke):
+    folder = ROOT / "runs" / "smoke-phantom"
+    assert {path.name for path in folder.glob("*.ipynb")} == {path.name for path in NOTEBOOKS}
+    split = pd.read_csv(folder / "01_data" / "split.csv")
+    assert list(split) == ["id", "patient", "malignant", "split", "split_kind"] and len(split) == 600
+    assert "01_data" in smoke.stdout and len(smoke.stdout.splitlines()) < 40 * len(NOTEBOOKS), "one line a step"
+
+
+def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
+    folder = ROOT / "figures" / "smoke-phantom"
+    content = json.loads((folder / "results.json").read_text())
+    assert content["card"]["simulation"] and content["card"]["patches"] == 600
+    assert {row["notebook"] for row in content["rows"]} <= {path.stem for path in NOTEBOOKS}
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64") == len(list(folder.glob("*.png")))
+    for number in (1, 2, 12):
+        assert (folder / f"fig{number:02d}.png").exists() and report.FIGURES[number] in page
+    for about in map(json.loads, (path.read_text() for path in folder.glob("*.json") if path.stem != "results")):
+        assert "simulation" in about["source"]
+
+
+def test_a_second_make_runs_nothing(smoke):
+    assert make("-q").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "runs"),
+    [
+        ("src/nodules/plots.py", False),
+        ("src/nodules/report.py", False),
+        ("src/nodules/split.py", True),
+        ("src/nodules/phantom.py", True),
+        ("notebooks/01_data.ipynb", True),
+        ("params/smoke.yaml", True),
+        ("params/demo.yaml", None),
+        ("requirements.txt", True),
+    ],
+)
+def test_a_change_redoes_what_depends_on_it_and_no_more(smoke, changed, runs):
+    planned = make("-n", "-W", changed).stdout
+    assert ("nodules run notebooks/01_data.ipynb" in planned) == bool(runs)
+    assert ("nodules report" in planned) == (runs is not None)
+
+
+def test_bare_make_prints_every_target():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
+    for target in ("figures", "notebooks", "test", "lab", "bench", "lint", "clean", "distclean"):
+        assert f"make {target} " in shown
