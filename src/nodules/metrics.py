@@ -1,36 +1,56 @@
 """Arrays to numbers, each with its interval: the one scorer that every result passes through."""
 
-from collections.abc import Callable
-
 import numpy as np
-from sklearn.metrics import log_loss, roc_auc_score
 
 RESAMPLES = 1000
 
 
-def accuracy(y: np.ndarray, p: np.ndarray) -> float:
-    """Share of patches on the right side of probability 0.5."""
-    return float(np.mean((p >= 0.5) == (y == 1)))
+def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: the weighted share of (malignant, benign) pairs ranked rightly, ties counting half.
 
+    The same as scikit-learn's ``roc_auc_score`` with sample weights, for many sets of weights at once.
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "auc": roc_auc_score,
-    "accuracy": accuracy,
-    "log_loss": lambda y, p: log_loss(y, p, labels=[0, 1]),
-}
+    Args:
+        y: labels in {0, 1}, shape (N,).
+        p: scores, shape (N,).
+        weights: shape (R, N).
 
-
-def bootstrap_indices(groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> list[np.ndarray]:
-    """Patch indices of ``resamples`` samples drawn with replacement from whole groups (patients).
-
-    Patches of one patient are alike, so the patient is what is drawn (cluster bootstrap, Field & Welsh 2007,
-    https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``groups`` has one label per patch, shape (N,).
+    Returns:
+        Shape (R,); NaN where the weights leave only one class.
     """
-    _, inverse = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(members), size=(resamples, len(members)))
-    return [np.concatenate([members[i] for i in draw]) for draw in draws]
+    order = np.argsort(p, kind="stable")
+    starts = np.flatnonzero(np.diff(p[order], prepend=-np.inf))
+    malignant = np.add.reduceat((weights * y)[:, order], starts, axis=1)
+    benign = np.add.reduceat((weights * (1 - y))[:, order], starts, axis=1)
+    below = benign.cumsum(axis=1) - benign / 2
+    pairs = malignant.sum(axis=1) * benign.sum(axis=1)
+    return (malignant * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def accuracy(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of patches on the right side of probability 0.5; shapes as for :func:`auc`."""
+    return weights @ ((p >= 0.5) == (y == 1)) / weights.sum(axis=1)
+
+
+def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean negative log-likelihood in nats, of probabilities clipped as float32 can hold them; shapes as above."""
+    smallest = np.finfo(np.float32).eps
+    likelihood = np.clip(np.where(y == 1, p, 1 - p), smallest, 1)
+    return weights @ -np.log(likelihood) / weights.sum(axis=1)
+
+
+METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss}
+
+
+def bootstrap_weights(groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each patch stands in each of ``resamples`` samples of whole groups (patients), shape (R, N).
+
+    Patches of one patient are alike, so the patient is what is drawn with replacement (cluster bootstrap,
+    Field & Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``groups`` has one label a patch, (N,).
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    even = np.full(len(names), 1 / len(names))
+    return np.random.default_rng(seed).multinomial(len(names), even, size=resamples)[:, members].astype(float)
 
 
 def score(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> dict[str, float]:
@@ -46,10 +66,10 @@ def score(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: 
         ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
     """
     y, p = np.asarray(y), np.asarray(p, dtype=float)
-    groups = np.arange(len(y)) if groups is None else np.asarray(groups)
-    samples = [i for i in bootstrap_indices(groups, seed) if 0 < y[i].mean() < 1]
+    weights = bootstrap_weights(np.arange(len(y)) if groups is None else np.asarray(groups), seed)
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
-        low, high = np.percentile([metric(y[i], p[i]) for i in samples], [2.5, 97.5])
-        out |= {name: float(metric(y, p)), f"{name}_low": float(low), f"{name}_high": float(high)}
+        (value,) = metric(y, p, np.ones((1, len(y))))
+        low, high = np.nanpercentile(metric(y, p, weights), [2.5, 97.5])
+        out |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
     return out
