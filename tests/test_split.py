@@ -65,3 +65,14 @@ def test_counts_add_up():
     counts = split.counts(split.assign(table))
     assert counts["patches"].sum() == 300 and counts["malignant"].sum() == 100 and counts["patients"].sum() == 100
     assert list(counts.index) == list(split.SPLITS)
+
+
+def test_tables_by_class_and_by_patient_hold_every_patch():
+    table = pd.DataFrame({"id": np.arange(300).astype(str), "malignant": np.arange(300) % 3 == 0})
+    table["patient"] = [f"p{i // 3}" for i in range(300)]
+    assigned = split.assign(table)
+    classes, patients = split.by_class(assigned), split.by_patient(assigned)
+    assert classes["patches"].sum() == patients["patches"].sum() == 300
+    assert list(classes["split"].unique()) == list(patients["split"].unique()) == list(split.SPLITS)
+    assert classes.groupby("class")["patches"].sum().to_dict() == {"benign": 200, "malignant": 100}
+    assert (patients["patches"] == 3).all() and patients["patient"].is_unique
