@@ -19,8 +19,11 @@ else
 FIGURES := figures/$(notdir $(RUN))
 endif
 # The data's files, so that a changed file runs the notebooks again
-FILES := $(wildcard $(if $(filter kaggle,$(DATA)),data/all_patches.hdf5 data/ct_tiles.tif data/malignancy.csv,\
-         $(filter-out phantom,$(DATA)) $(filter-out phantom,$(DATA))/*))
+ifeq ($(DATA),kaggle)
+FILES := $(wildcard data/all_patches.hdf5 data/ct_tiles.tif data/malignancy.csv)
+else ifneq ($(DATA),phantom)
+FILES := $(wildcard $(DATA) $(DATA)/*)
+endif
 ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
 endif
@@ -33,7 +36,6 @@ help:  ## show this
 	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
 
 figures: $(FIGURES)/report.html  ## run all notebooks and write the report, figures/report.html
-	@echo 'The report is $(FIGURES)/report.html'
 
 notebooks: $(EXECUTED)  ## run the notebooks only; executed copies go to runs/
 

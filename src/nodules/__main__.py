@@ -19,7 +19,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from nodules import report
 
-    report.build(arguments.run_dir, arguments.folder, arguments.readme)
+    print(report.build(arguments.run_dir, arguments.folder, arguments.readme))
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -141,7 +141,11 @@ def update_readme(readme: Path, content: dict[str, Any]) -> None:
 
 def page(content: dict[str, Any], figures: dict[str, dict[str, Any]], folder: Path) -> str:
     """The page: a notebook of markdown cells turned to HTML by nbconvert, the pictures inside it."""
-    cells = [f"# Lung nodule malignancy from 64x64 CT patches\n\n{_about(content)}", data_card(content)]
+    revision = content["runs"][0]["git_revision"]
+    cells = [
+        f"# Lung nodule malignancy from 64x64 CT patches\n\n{_about(content)} Code {revision}.",
+        data_card(content),
+    ]
     cells += ["## Results\n\n" + "\n".join(_markdown(result_table(content["rows"])))]
     cells += ["## The 2019 report's figures"]
     for number, title in FIGURES.items():
@@ -165,8 +169,8 @@ def _about(content: dict[str, Any]) -> str:
     run = content["runs"][0]
     what = "**a simulation, not patients**" if run["simulation"] else "measured images"
     return (
-        f"Run `{run['profile']}` on {run['data']} ({what}), {run['split']} split, seed {run['parameters']['seed']}, "
-        f"code {run['git_revision']}. Fitted on train, reported on test, intervals by bootstrap over "
+        f"Run `{run['profile']}` on {run['data']} ({what}), {run['split']} split, seed {run['parameters']['seed']}. "
+        f"Fitted on train, reported on test, intervals by bootstrap over "
         f"{'patients' if run['split'] == 'patient' else 'patches'}."
     )
 
