@@ -233,7 +233,9 @@ def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
         raise InputError(f"{path}: '{key}' spans {low:g} to {high:g}, far outside Hounsfield units; rescale it")
     if high - low < LEAST_SPAN:
         raise InputError(f"{path}: '{key}' spans only {low:g} to {high:g}; store Hounsfield units or uint8")
-    return np.rint(images).astype(np.int16), "HU"
+    if array.dtype.kind == "f":
+        images = np.rint(images)
+    return images.astype(np.int16, copy=False), "HU"
 
 
 def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray]:
