@@ -28,6 +28,10 @@ ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
 endif
 
+ifeq ($(wildcard params/$(PROFILE).yaml),)
+$(error There is no params/$(PROFILE).yaml; take PROFILE= from: $(basename $(notdir $(wildcard params/*.yaml))))
+endif
+
 .DELETE_ON_ERROR:
 .PHONY: help figures notebooks test lab bench lint lock clean distclean
 

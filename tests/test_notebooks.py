@@ -40,7 +40,7 @@ def test_a_notebook_is_prose_and_short_calls(path):
 def make(*arguments):
     # A make that runs this test must not hand its own flags down
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    command = ["make", "figures", "PROFILE=smoke", f"PY={sys.executable}", *arguments]
+    command = ["make", "figures", f"PY={sys.executable}", "PROFILE=smoke", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -102,3 +102,8 @@ def test_bare_make_prints_every_target():
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in ("figures", "notebooks", "test", "lab", "bench", "lint", "clean", "distclean"):
         assert f"make {target} " in shown
+
+
+def test_an_unknown_profile_is_named_in_one_line():
+    done = make("PROFILE=nope")
+    assert done.returncode != 0 and "There is no params/nope.yaml" in done.stderr and "smoke" in done.stderr
