@@ -56,6 +56,7 @@ h3 { margin-top: 2.5rem; }
 img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 td, th { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; overflow-wrap: anywhere; }
+td:first-child { white-space: nowrap; }
 .anchor-link, .prompt { display: none; }
 </style>
 </head>
