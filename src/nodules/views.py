@@ -33,3 +33,9 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def dihedral(images: torch.Tensor, which: int) -> torch.Tensor:
+    """One of the eight symmetries of the square, exact: quarter turns 0 to 3, from 4 on mirrored too; (..., H, W)."""
+    turned = images.rot90(which % 4, (-2, -1))
+    return turned.flip(-1) if which >= 4 else turned

@@ -1,0 +1,128 @@
+"""The feature bank: a frozen body's features computed once and kept, so that a head trains in seconds.
+
+fastai 0.7 had ``precompute=True``, which kept the features of the plain images and so lost augmentation. Here each
+patch is seen in several views, and a head draws one of them anew for each patch and epoch.
+"""
+
+import hashlib
+import inspect
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nodules import models, paths, views
+from nodules.errors import InputError
+
+POOLS = ("last", "all")  # stages
+VIEWS = ("none", "rotate", "dihedral")
+BATCH = 128  # images in one forward pass
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features (N, V, D) float16, read from disk as needed; view 0 is the plain patch."""
+
+    features: np.ndarray
+    key: str
+    patches_per_second: float  # as measured when the bank was made, views counted as patches
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16() -> bool:
+    """Whether the machine multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def check(pool: str, kind: str, k: int) -> None:
+    """Refuse an unknown pooling or kind of views, or fewer than one augmented view of a kind that has them."""
+    if pool not in POOLS:
+        raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
+    if kind not in VIEWS:
+        raise InputError(f"views={kind!r}: no such views; take one of {', '.join(VIEWS)}")
+    if kind == "rotate" and k < 1:
+        raise InputError(f"k={k}: how many turned views are kept of each patch; take 1 or more")
+
+
+def pooled(maps: list[torch.Tensor], pool: str) -> torch.Tensor:
+    """Maximum and mean over space (fastai's concat pooling) of the last or of all stages, (N, D) float32."""
+    chosen = maps[-1:] if pool == "last" else maps
+    return torch.cat([part for m in chosen for part in (m.amax((2, 3)).float(), m.mean((2, 3), dtype=torch.float))], 1)
+
+
+def width(body: models.Body, pool: str) -> int:
+    """D, the features of one view."""
+    return 2 * (body.channels[-1] if pool == "last" else sum(body.channels))
+
+
+def bank(
+    body: models.Body, images: np.ndarray, pool: str = "all", kind: str = "none", k: int = 0, seed: int = 0
+) -> Bank:
+    """Compute or find the features of every patch in every view.
+
+    Args:
+        body: the network; is put into evaluation mode and not changed.
+        images: (N, 64, 64), pixel values in the unit that the body was built for.
+        pool: ``last`` stage or ``all`` stages; at 64 pixels all are markedly better.
+        kind: ``none``, ``rotate`` (``k`` views, each patch turned by its own random angles) or ``dihedral`` (the
+            seven other symmetries of the square).
+        k: number of turned views.
+        seed: of the angles.
+
+    Raises:
+        InputError: unknown pooling or views, or k < 1 where views are turned.
+    """
+    check(pool, kind, k)
+    count = {"none": 1, "rotate": 1 + k, "dihedral": 8}[kind]
+    path = _path(body, images, {"pool": pool, "views": kind, "count": count, "seed": seed})
+    if not path.exists():
+        shape = (len(images), count, width(body, pool))
+        turns = np.random.default_rng(seed).uniform(0, 360, (len(images), count))
+        started = time.perf_counter()
+        with paths.replacing(path) as temporary:
+            _fill(np.lib.format.open_memmap(temporary, "w+", np.float16, shape), body, images, pool, kind, turns)
+        speed = len(images) * count / (time.perf_counter() - started)
+        with paths.replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({"patches_per_second": speed}))
+    speed = json.loads(path.with_suffix(".json").read_text())["patches_per_second"]
+    return Bank(np.load(path, mmap_mode="r", allow_pickle=False), path.stem, speed)
+
+
+def _path(body: models.Body, images: np.ndarray, about: dict) -> Path:
+    """Where a bank is kept: its name holds a hash of all that it depends on, so that a stale one is never found."""
+    code = "".join(inspect.getsource(module) for module in (models, views, inspect.getmodule(_path)))
+    data = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    about = about | asdict(body.weights) | {"architecture": body.architecture, "size": body.size, "data": data}
+    about |= {"code": code, "torch": torch.__version__, "device": device().type, "bfloat16": has_bfloat16()}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return paths.CACHE / f"bank-{body.architecture}-{body.weights.name}-{key}.npy"
+
+
+@torch.inference_mode()
+def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kind: str, turns: np.ndarray) -> None:
+    """Write the features batch by batch, so that memory does not grow with the number of patches."""
+    body = body.eval().to(device(), memory_format=torch.channels_last)
+    bar = tqdm(total=out.shape[0] * out.shape[1], desc=f"{body.architecture} ({body.weights.name})", unit="patch")
+    with bar, torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16()):
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            batch = torch.from_numpy(images[rows].astype(np.float32))[:, None].to(device())
+            for view in range(out.shape[1]):
+                seen = batch
+                if kind == "rotate" and view:
+                    seen = views.rotate(batch, torch.from_numpy(turns[rows, view]))
+                elif kind == "dihedral":
+                    seen = views.dihedral(batch, view)
+                maps = body(body.prepare(seen).contiguous(memory_format=torch.channels_last))
+                out[rows, view] = pooled(maps, pool).clamp(max=torch.finfo(torch.float16).max).cpu().half().numpy()
+                bar.update(len(batch))
