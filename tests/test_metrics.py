@@ -76,3 +76,44 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(metric, truth):
     scores = [metrics.score(*simulated(120, seed), seed) for seed in range(300)]
     hits = np.mean([s[f"{metric}_low"] <= truth <= s[f"{metric}_high"] for s in scores])
     assert 0.91 <= hits <= 0.98
+
+
+def test_several_trainings_are_scored_by_their_mean():
+    y, p, groups = simulated(40, 3)
+    worse = np.clip(p + np.random.default_rng(0).normal(0, 0.3, len(p)), 0.01, 0.99)
+    one, other, both = (metrics.score(y, q, groups) for q in (p, worse, np.stack([p, worse])))
+    assert np.isclose(both["auc"], (one["auc"] + other["auc"]) / 2)
+    assert both["auc_low"] < both["auc"] < both["auc_high"]
+
+
+def test_a_paired_comparison_is_sharper_than_two_intervals():
+    y, p, groups = simulated(40, 4)
+    worse = np.clip(p + np.random.default_rng(0).normal(0, 0.2, len(p)), 0.01, 0.99)
+    found = metrics.paired(y, p, worse, groups)
+    one, other = metrics.score(y, p, groups), metrics.score(y, worse, groups)
+    assert np.isclose(found["value"], one["auc"] - other["auc"])
+    assert one["auc_low"] < other["auc_high"], "the two intervals overlap"
+    assert found["low"] > 0 and found["p_value"] < 0.01, "yet the difference is plain"
+    turned = metrics.paired(y, worse, p, groups)
+    assert np.isclose(turned["value"], -found["value"]) and turned["p_value"] == found["p_value"]
+
+
+def test_equal_models_differ_by_chance_only_about_as_often_as_5_percent():
+    false_alarms = 0
+    for seed in range(200):
+        y, p, groups = simulated(80, seed)
+        rng = np.random.default_rng(10_000 + seed)  # not the draws of the simulation itself
+        noise = [np.repeat(rng.normal(0, 0.5, 80), 10) for _ in range(2)]  # alike within a patient
+        first, second = (1 / (1 + np.exp(-(np.log(p / (1 - p)) + n))) for n in noise)
+        false_alarms += metrics.paired(y, first, second, groups, seed=seed)["p_value"] < 0.05
+    assert 0.01 <= false_alarms / 200 <= 0.1
+
+
+def test_no_difference_has_a_p_value_of_one():
+    y, p, groups = simulated(20, 5)
+    assert metrics.paired(y, p, p, groups) == {"value": 0, "low": 0, "high": 0, "p_value": 1}
+
+
+def test_holm_is_the_textbook_example():
+    assert np.allclose(metrics.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm(np.array([0.9, 0.8])).max() == 1

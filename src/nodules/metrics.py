@@ -53,23 +53,56 @@ def bootstrap_weights(groups: np.ndarray, seed: int, resamples: int = RESAMPLES)
     return np.random.default_rng(seed).multinomial(len(names), even, size=resamples)[:, members].astype(float)
 
 
+def _resampled(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, seed: int) -> tuple[np.ndarray, ...]:
+    """Labels, scores (S, N), and weights (1 + R, N): the sample itself, then its resamples."""
+    y, p = np.asarray(y), np.atleast_2d(np.asarray(p, dtype=float))
+    weights = bootstrap_weights(np.arange(len(y)) if groups is None else np.asarray(groups), seed)
+    return y, p, np.vstack([np.ones(len(y)), weights])
+
+
 def score(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> dict[str, float]:
     """AUC, accuracy and log-loss, each with a 95% percentile bootstrap interval.
 
     Args:
         y: labels in {0, 1}, shape (N,), both present.
-        p: predicted probability of malignancy, shape (N,).
+        p: predicted probability of malignancy, shape (N,); or (S, N) of S trainings, whose mean score is given.
         groups: patient of each patch, shape (N,); None resamples patches, where patients are unknown.
         seed: of the bootstrap.
 
     Returns:
         ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
     """
-    y, p = np.asarray(y), np.asarray(p, dtype=float)
-    weights = bootstrap_weights(np.arange(len(y)) if groups is None else np.asarray(groups), seed)
+    y, p, weights = _resampled(y, p, groups, seed)
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
-        (value,) = metric(y, p, np.ones((1, len(y))))
-        low, high = np.nanpercentile(metric(y, p, weights), [2.5, 97.5])
+        value, *resampled = np.mean([metric(y, one, weights) for one in p], axis=0)
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
         out |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
     return out
+
+
+def paired(
+    y: np.ndarray, p: np.ndarray, q: np.ndarray, groups: np.ndarray | None = None, metric: str = "auc", seed: int = 0
+) -> dict[str, float]:
+    """How much better ``p`` is than ``q`` on the same patches: paired bootstrap, arguments as for :func:`score`.
+
+    Returns:
+        ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided: twice
+        the share of resamples on the other side of zero, at least 1 / resamples).
+    """
+    y, p, weights = _resampled(y, p, groups, seed)
+    means = [np.mean([METRICS[metric](y, one, weights) for one in scores], axis=0) for scores in (p, np.atleast_2d(q))]
+    value, *resampled = means[0] - means[1]
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    tail = min(np.nanmean(np.array(resampled) <= 0), np.nanmean(np.array(resampled) >= 0))
+    p_value = min(1.0, max(2 * tail, 1 / RESAMPLES))
+    return {"value": float(value), "low": float(low), "high": float(high), "p_value": float(p_value)}
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P values corrected for making several comparisons (Holm 1979), in the order given."""
+    order = np.argsort(p_values)
+    raised = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(raised, 1)
+    return corrected
