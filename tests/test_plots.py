@@ -18,7 +18,7 @@ def drawn(request):
         "patients_per_split": {"split": np.repeat(["train", "valid", "test"], 4), "patches": range(1, 13)},
         "intervals": {"name": list("abcdefghijkl"), "value": 0.7, "low": 0.6, "high": np.linspace(0.7, 0.9, 12)},
     }
-    more = {"intensity_histogram": {"unit": "HU"}, "intervals": {"label": "AUC", "chance": 0.5}}
+    more = {"intensity_histogram": {"unit": "HU"}, "intervals": {"label": "AUC", "reference": 0.5}}
     table = pd.DataFrame(tables[request.param])
     return getattr(plots, request.param)(table=table, heading="What it shows", **more.get(request.param, {}))
 
@@ -34,6 +34,58 @@ def test_a_stamp_says_where_the_data_come_from(drawn):
     assert plots.stamp(drawn, "LIDC phantom (simulation)").get_supxlabel() == "LIDC phantom (simulation)"
 
 
+HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [0.7, 0.4, 0.2], "valid_loss": [0.7, 0.5, 0.6]})
+HISTORY["accuracy"] = [0.6, 0.7, 0.65]
+STEPS = pd.DataFrame({"epoch": np.arange(12) / 4, "lr": np.linspace(0.01, 0, 12)})
+
+
+def test_training_curves_show_every_kind_of_weights_and_both_losses():
+    table = pd.concat([HISTORY.assign(label=w, seed=s) for w in ("a", "b") for s in (0, 1)])
+    figure = plots.training_curves(table, "h")
+    left, right = figure.axes
+    assert [sum(len(line.get_xdata()) == 3 for line in axis.lines) for axis in (left, right)] == [4, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "train", "valid"]
+
+
+def test_the_loss_figure_marks_the_lowest_validation_loss():
+    axis = plots.losses(HISTORY, 0.8, "h").axes[0]
+    assert axis.lines[2].get_xydata().tolist() == [[2, 0.5]] and axis.get_ylim() == (0, 0.8)
+
+
+def test_a_result_names_the_accuracies_on_test():
+    left, right = plots.result(HISTORY, STEPS, {"test, plain": 0.7, "test, TTA": 0.75}, "h").axes
+    assert [t.get_text() for t in left.get_legend().get_texts()][1:] == ["test, plain: 0.700", "test, TTA: 0.750"]
+    assert np.allclose(right.lines[0].get_xydata(), STEPS)
+
+
+def test_the_finder_marks_what_was_chosen():
+    curves = pd.DataFrame({"seed": 0, "lr": np.geomspace(1e-7, 10, 50), "loss": np.linspace(0.7, 0.5, 50)})
+    suggestions = pd.DataFrame({"seed": [0, 1], "name": ["valley", "valley"], "lr": [1e-3, 3e-3]})
+    left, right = plots.lr_finder(curves, suggestions, 2e-3, "h").axes
+    assert left.get_xscale() == right.get_xscale() == "log" and "2.0e-03" in right.get_title()
+    assert "valley: 2.0e-03" in left.get_legend().get_texts()[0].get_text()
+
+
+def test_schedules_and_groups_are_drawn_as_recorded():
+    table = pd.concat([STEPS.assign(schedule=name) for name in ("a", "b")])
+    figure = plots.schedules(table, "h")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert np.allclose(figure.axes[1].lines[0].get_xydata(), STEPS)
+    rates = pd.DataFrame({"step": [0, 1, 0, 1], "group": [0, 0, 1, 1], "lr": [1e-5, 2e-5, 1e-3, 2e-3]})
+    axis = plots.group_rates(rates, "h").axes[0]
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["0", "1"]
+
+
+def test_the_network_is_drawn_stage_by_stage():
+    stages = pd.DataFrame(
+        {"name": ["stage 1", "stage 2", "head"], "channels": [8, 16, 48], "side": [16, 8, np.nan], "parameters": 7000}
+    )
+    figure = plots.network(stages, np.zeros((64, 64)), np.zeros((2, 3, 16, 16)), [0, 1], "h")
+    titles = " ".join(axis.get_title() for axis in figure.axes)
+    assert "8 × 16 × 16" in titles and "16 × 8 × 8" in titles and "7,000 parameters" in titles
+    assert sum(bool(axis.get_images()) for axis in figure.axes) == 1 + 2 * 3
+
+
 def test_patches_are_shown_in_their_window_unchanged():
     images = np.random.default_rng(0).integers(-1000, 400, (5, 64, 64))
     figure = plots.patch_grid(images, [*"abcde"], [-1000, 400], "HU", "Five", 3)
@@ -44,6 +96,13 @@ def test_patches_are_shown_in_their_window_unchanged():
         assert axis.get_title() == title
     with pytest.raises(InputError, match="5 images but 1 titles"):
         plots.patch_grid(images, ["a"], [0, 1], "HU", "Five", 3)
+
+
+def test_intervals_of_two_parts_have_two_colours():
+    table = pd.DataFrame({"name": ["a", "a", "b", "b"], "part": ["valid", "test"] * 2, "value": 0.7})
+    figure = plots.intervals(table.assign(low=0.6, high=0.8), "AUC", 0.5, "h")
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["valid", "test"]
+    assert len(figure.axes[0].containers) == 2
 
 
 def test_interval_bars_end_at_low_and_high():

@@ -189,6 +189,17 @@ def parameters(body: nn.Module) -> int:
     return sum(parameter.numel() for parameter in body.parameters())
 
 
+def stages(body: Body, side: int) -> list[dict[str, object]]:
+    """Of each stage: ``name, channels, side`` of its map (pixels, from an image of ``side``), ``parameters``."""
+    with torch.inference_mode():
+        maps = body.eval()(torch.zeros(1, 3, side, side, device=body.mean.device))
+    counts = [sum(parameter.numel() for parameter in group) for group in body.groups()]
+    return [
+        {"name": f"stage {i}", "channels": m.shape[1], "side": m.shape[2], "parameters": count}
+        for i, (m, count) in enumerate(zip(maps, counts, strict=True), 1)
+    ]
+
+
 def collapse(state: State) -> State:
     """Make the weights of a 3D network those of a 2D network, by summing each kernel over its depth.
 

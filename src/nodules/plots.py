@@ -105,17 +105,161 @@ def patients_per_split(table: pd.DataFrame, heading: str) -> Figure:
     return figure
 
 
-def intervals(table: pd.DataFrame, label: str, chance: float, heading: str) -> Figure:
-    """Values with intervals, one row each; ``table`` has ``name, value, low, high``."""
-    figure = Figure(figsize=(8, 1.4 + 0.55 * len(table)), layout="constrained")
+def intervals(table: pd.DataFrame, label: str, reference: float, heading: str) -> Figure:
+    """Values with intervals, a row each; ``table`` has ``name, value, low, high`` and may have ``part`` (a colour)."""
+    names, parts = table["name"].unique(), table["part"].unique() if "part" in table else [""]
+    figure = Figure(figsize=(9, 1.4 + (0.3 + 0.25 * len(parts)) * len(names)), layout="constrained")
     axis = figure.subplots()
-    rows = np.arange(len(table))[::-1]
-    errors = np.abs(table[["low", "high"]].to_numpy() - table[["value"]].to_numpy()).T
-    axis.axvline(chance, color="0.6", linestyle=":", linewidth=1.5)
-    axis.errorbar(table["value"], rows, xerr=errors, fmt="o", color=BLUE, capsize=4)
-    for row, value in zip(rows, table["value"], strict=True):
-        axis.annotate(f"{value:.3f}", (value, row), (0, 7), textcoords="offset points", ha="center", fontsize=9)
-    axis.set(title=heading, xlabel=label, ylim=(-0.6, len(table) - 0.3))
-    axis.set_yticks(rows, table["name"])
+    axis.axvline(reference, color="0.6", linestyle=":", linewidth=1.5)
+    for i, (part, colour, marker) in enumerate(zip(parts, (BLUE, ORANGE, GREEN), "os^", strict=False)):
+        chosen = table[table["part"] == part] if part else table
+        rows = len(names) - 1 - pd.Index(names).get_indexer(chosen["name"]) - 0.28 * (i - (len(parts) - 1) / 2)
+        errors = np.abs(chosen[["low", "high"]].to_numpy() - chosen[["value"]].to_numpy()).T
+        axis.errorbar(chosen["value"], rows, xerr=errors, fmt=marker, color=colour, capsize=3, label=part)
+        for row, value, high in zip(rows, chosen["value"], chosen["high"], strict=True):
+            axis.annotate(f"{value:.3f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    if len(parts) > 1:
+        figure.legend(loc="outside right upper", frameon=False)
+    axis.margins(x=0.1)
+    axis.set(title=heading, xlabel=label, ylim=(-0.6, len(names) - 0.4))
+    axis.set_yticks(np.arange(len(names))[::-1], names)
     sns.despine(figure)
+    return figure
+
+
+def training_curves(table: pd.DataFrame, heading: str) -> Figure:
+    """Loss and accuracy by epoch, mean and spread of seeds.
+
+    ``table`` has ``label`` (a colour each), ``seed, epoch, train_loss, valid_loss, accuracy``.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    losses = table.melt(["label", "seed", "epoch"], ["train_loss", "valid_loss"], "part", "loss")
+    losses["part"] = losses["part"].map({"train_loss": "train", "valid_loss": "valid"})
+    shared = dict(x="epoch", hue="label", errorbar=("pi", 100))
+    sns.lineplot(losses, y="loss", style="part", ax=left, **shared)
+    sns.lineplot(table, y="accuracy", ax=right, legend=False, **shared)
+    handles, labels = left.get_legend_handles_labels()
+    left.get_legend().remove()
+    kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in ("label", "part")]
+    figure.legend(*zip(*kept, strict=True), loc="outside right upper", frameon=False)
+    left.set(title="Loss", ylabel="cross-entropy")
+    right.set(title="Accuracy on valid", ylabel="accuracy")
+    right.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def losses(table: pd.DataFrame, top: float, heading: str) -> Figure:
+    """Training and validation loss by epoch up to ``top``; ``table`` has ``epoch, train_loss, valid_loss``."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(table["epoch"], table["train_loss"], color=BLUE, label="train")
+    axis.plot(table["epoch"], table["valid_loss"], color=ORANGE, linestyle="--", label="valid")
+    lowest = table["valid_loss"].idxmin()
+    axis.plot(table["epoch"][lowest], table["valid_loss"][lowest], "o", color=ORANGE, label="lowest on valid")
+    axis.set(title=heading, xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def result(history: pd.DataFrame, steps: pd.DataFrame, lines: dict[str, float], heading: str) -> Figure:
+    """Accuracy on valid by epoch with the final accuracies on test as ``lines``, and the learning rate used."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(history["epoch"], history["accuracy"], color=BLUE, label="valid, by epoch")
+    for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN), ("--", ":"), strict=False):
+        left.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.3f}")
+    left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    left.legend(frameon=False, fontsize=10)
+    right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
+    right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def lr_finder(curves: pd.DataFrame, suggestions: pd.DataFrame, chosen: float, heading: str) -> Figure:
+    """Loss against learning rate for every seed, and the spread of fastai's suggestions.
+
+    ``curves`` has ``seed, lr, loss``; ``suggestions`` has ``seed, name, lr``.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for seed, curve in curves.groupby("seed"):
+        left.plot(curve["lr"], curve["loss"], color=BLUE, alpha=0.9 if seed == 0 else 0.25, linewidth=1)
+    medians = suggestions.groupby("name", sort=False)["lr"].median()
+    for (name, lr), style in zip(medians.items(), ("-", "--", "-.", ":"), strict=False):
+        left.axvline(lr, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{name}: {lr:.1e}")
+    left.legend(title="median suggestion", frameon=False, fontsize=9, title_fontsize=9)
+    top = 2.5 * curves.loc[curves["lr"] < 1e-5, "loss"].median()
+    left.set(title="Loss on the way up", xscale="log", xlabel="learning rate", ylabel="smoothed loss", ylim=(0, top))
+    sns.stripplot(suggestions, x="lr", y="name", color=BLUE, alpha=0.7, ax=right)
+    right.axvline(chosen, color=GREEN, linewidth=2)
+    right.set(title=f"Suggestions by seed, chosen {chosen:.1e}", xscale="log", xlabel="learning rate", ylabel="")
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def schedules(table: pd.DataFrame, heading: str) -> Figure:
+    """The learning rate that the optimizer used, a panel a schedule; ``table`` has ``schedule, epoch, lr``."""
+    names = table["schedule"].unique()
+    figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        chosen = table[table["schedule"] == name]
+        axis.plot(chosen["epoch"], chosen["lr"], color=BLUE)
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="epoch", ylabel="learning rate")
+        axis.label_outer()
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def group_rates(table: pd.DataFrame, heading: str) -> Figure:
+    """Learning rates by step and layer group, as the optimizer used them; ``table`` has ``step, group, lr``."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    sns.lineplot(table, x="step", y="lr", hue="group", style="group", palette="viridis_r", ax=axis)
+    axis.set(title=heading, xlabel="step", ylabel="learning rate", yscale="log")
+    axis.legend(title="layer group", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(figure)
+    return figure
+
+
+def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: list[float], heading: str) -> Figure:
+    """A network drawn from itself: a patch, then of every stage its shape, parameters and strongest feature maps.
+
+    Args:
+        stages: a row each: ``name, channels, side, parameters``; the last row, without a side, is the head.
+        image: the patch, (64, 64).
+        maps: R feature maps of every stage, (stages, R, height, width).
+        window: pixel values shown black and white.
+        heading: the title.
+    """
+    rows = maps.shape[1]
+    figure = Figure(figsize=(1.9 * (len(maps) + 2), 1.75 * rows + 1.4), layout="constrained")
+    grid = figure.add_gridspec(rows, len(maps) + 2)
+    axis = figure.add_subplot(grid[:, 0])
+    axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
+    axis.set_title("patch\n1 × 64 × 64", fontsize=10)
+    axis.set_axis_off()
+    for column, (stage, shown) in enumerate(zip(stages.itertuples(), maps, strict=False), 1):
+        for row, one in enumerate(shown):
+            axis = figure.add_subplot(grid[row, column])
+            axis.imshow(one, cmap="viridis", interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                shape = f"{stage.channels:g} × {stage.side:g} × {stage.side:g}"
+                axis.set_title(f"{stage.name} →\n{shape}\n{stage.parameters:,} parameters", fontsize=10)
+    head = stages.iloc[-1]
+    axis = figure.add_subplot(grid[:, -1])
+    text = f"{head['name']}\n{head['channels']:g} features\n{head['parameters']:,} parameters"
+    axis.text(0.5, 0.5, f"→ {text}\n\n→ benign\n→ malignant", ha="center", va="center", fontsize=10)
+    axis.set_axis_off()
+    figure.suptitle(heading)
     return figure
