@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nodules import patches, paths, plots, report, results
+from nodules import patches, paths, plots, report, results, split
 from nodules.errors import InputError
 
 SCORES = {"n": 4} | {f"{m}{end}": 0.5 for m in ("auc", "accuracy", "log_loss") for end in ("", "_low", "_high")}
@@ -26,7 +26,9 @@ def run(tmp_path, card):
     grid = {"titles": ["a", "b"], "window": [-1000, 400], "unit": "HU", "heading": "Two", "columns": 2}
     run.figure("fig01", plots.patch_grid, "There are {n} patches.", images=images, **grid)
     forest = pd.DataFrame({"name": ["ruler"], "value": [0.8], "low": [0.7], "high": [0.9]})
-    run.figure("forest", plots.intervals, "It is {auc:.2f}.", table=forest, label="AUC", chance=0.5, heading="Forest")
+    run.figure(
+        "forest", plots.intervals, "It is {auc:.2f}.", table=forest, label="AUC", reference=0.5, heading="Forest"
+    )
     run.facts |= {"n": np.int64(40), "auc": 0.8125}
     run.row("ruler", SCORES | {"auc": 0.8125})
     run.save()
@@ -51,14 +53,14 @@ def test_a_kept_figure_is_drawn_again_pixel_for_pixel(run):
 
 def test_tables_of_text_and_numbers_survive(run):
     table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 0.2], "low": [0, 0.1], "high": [0.3, 0.4]})
-    run.figure("t", plots.intervals, "", table=table, label="x", chance=0.5, heading="h")
+    run.figure("t", plots.intervals, "", table=table, label="x", reference=0.5, heading="h")
     figure, _ = results.redraw(run.folder / "t.json")
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_a_figure_that_no_longer_fits_says_so(run):
     path = run.folder / "forest.json"
-    path.write_text(path.read_text().replace('"chance"', '"luck"'))
+    path.write_text(path.read_text().replace('"reference"', '"luck"'))
     with pytest.raises(InputError, match=r"forest\.json: no longer drawn by plots\.intervals"):
         results.redraw(path)
 
@@ -135,3 +137,44 @@ def test_the_readme_gets_the_table_between_its_marks(run, tmp_path):
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="no notebook has been run"):
         report.build(tmp_path, tmp_path / "figures")
+
+
+def test_a_table_with_a_caption_stands_in_the_report(run, tmp_path):
+    run.table("shown", pd.DataFrame({"name": ["pear"], "value": [0.12345]}), "A table of pears")
+    run.table("kept", pd.DataFrame({"name": ["apple"]}))
+    run.save()
+    text = report.build(tmp_path / "runs" / "x", tmp_path / "figures").read_text()
+    assert "A table of pears" in text and "pear" in text and "0.123" in text and "apple" not in text
+
+
+def test_weights_stand_below_every_figure_that_needs_them(card, tmp_path):
+    run = results.Run("n", str(tmp_path), {"seed": 0}, card, "random", "chest CT")
+    assert run.source.endswith("seed 0 · weights: chest CT") and run.provenance["weights"] == "chest CT"
+
+
+def test_the_split_is_found_again_and_only_for_its_patches(tmp_path, own):
+    np.savez(tmp_path / "own.npz", **own)
+    ct = patches.read(str(tmp_path / "own.npz"))
+    with pytest.raises(InputError, match="run 01_data first"):
+        results.load_split(str(tmp_path), ct)
+    run = results.Run("01_data", str(tmp_path), {"seed": 0}, ct.card, "random")
+    assigned = split.assign(ct.table, "random")
+    run.table("split", assigned)
+    loaded = results.load_split(str(tmp_path), ct)
+    assert list(loaded["id"]) == list(ct.table["id"]) and list(loaded["split"]) == list(assigned["split"])
+    run.table("split", assigned.iloc[1:])
+    with pytest.raises(InputError, match="other patches"):
+        results.load_split(str(tmp_path), ct)
+
+
+def test_a_choice_is_read_back_or_named_as_missing(run):
+    run.choice("network", architecture="resnet50", size=64)
+    assert results.load_choice(run.run_dir, "01_data", "network") == {"architecture": "resnet50", "size": 64}
+    with pytest.raises(InputError, match="run 02_architectures first"):
+        results.load_choice(run.run_dir, "02_architectures", "network")
+
+
+def test_the_smallest_network_within_one_standard_error_is_chosen():
+    table = pd.DataFrame({"name": [*"abcd"], "parameters": [10, 20, 30, 5], "valid AUC": [0.88, 0.885, 0.9, 0.86]})
+    table = table.assign(**{"valid AUC low": table["valid AUC"] - 0.06, "valid AUC high": table["valid AUC"] + 0.04})
+    assert results.one_standard_error(table)["name"] == "a"  # 0.9 - 0.1 / 4 = 0.875

@@ -88,13 +88,15 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
         "card": found[0]["card"],
         "facts": facts,
         "rows": [row for run in found for row in run["rows"]],
+        "tables": [t | {"notebook": run["provenance"]["notebook"]} for run in found for t in run["tables"]],
     }
     figures = _draw(run_dir, folder, facts)
     results.write_json(folder / "results.json", content)
     _write(folder / "data_card.md", data_card(content))
     if readme:
         update_readme(readme, content)
-    return _write(folder / "report.html", page(content, figures, folder))
+    tables = {t["caption"]: pd.read_csv(run_dir / t["notebook"] / f"{t['name']}.csv") for t in content["tables"]}
+    return _write(folder / "report.html", page(content, figures, tables, folder))
 
 
 def data_card(content: dict[str, Any]) -> str:
@@ -140,7 +142,9 @@ def update_readme(readme: Path, content: dict[str, Any]) -> None:
     _write(readme, f"{before}{first}\n{_about(content)}\n\n{table}\n{last}{after}")
 
 
-def page(content: dict[str, Any], figures: dict[str, dict[str, Any]], folder: Path) -> str:
+def page(
+    content: dict[str, Any], figures: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame], folder: Path
+) -> str:
     """The page: a notebook of markdown cells turned to HTML by nbconvert, the pictures inside it."""
     revision = content["runs"][0]["git_revision"]
     cells = [
@@ -159,6 +163,8 @@ def page(content: dict[str, Any], figures: dict[str, dict[str, Any]], folder: Pa
     cells += ["## Beyond the report"] + [
         f"### {about['title']}\n\n{_shown(name, about)}" for name, about in beyond.items()
     ]
+    cells += ["## Tables"] * bool(tables)
+    cells += [f"### {caption}\n\n" + "\n".join(_markdown(table.round(3))) for caption, table in tables.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})

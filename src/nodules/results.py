@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from nodules import paths, plots
 from nodules.errors import InputError
-from nodules.patches import Card
+from nodules.patches import Card, Patches
 
 PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", "pandas", "papermill")
 
@@ -57,14 +57,16 @@ class Run:
     parameters: dict[str, Any]
     card: Card
     split_kind: str
+    weights: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
+    tables: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder = paths.resolve(self.run_dir) / self.notebook
         self.folder.mkdir(parents=True, exist_ok=True)
-        for old in [*self.folder.glob("*.npz"), *self.folder.glob("*.json")]:
+        for old in self.folder.iterdir():
             old.unlink()
 
     @property
@@ -78,13 +80,15 @@ class Run:
             "data_sha256": self.card.sha256,
             "simulation": self.card.simulation,
             "split": self.split_kind,
+            "weights": self.weights or "none",
             "git_revision": git_revision(),
         }
 
     @property
     def source(self) -> str:
         """The line below each figure."""
-        return f"{self.card.title} · {self.split_kind} split · seed {self.parameters['seed']}"
+        parts = [self.card.title, f"{self.split_kind} split", f"seed {self.parameters['seed']}"]
+        return " · ".join(parts + ([f"weights: {self.weights}"] if self.weights else []))
 
     def environment(self) -> pd.DataFrame:
         """Seed, device, versions, revision and data hash, as a table to print."""
@@ -98,11 +102,19 @@ class Run:
         facts |= {"git revision": git_revision(), "data SHA-256": self.card.sha256}
         return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
 
-    def table(self, name: str, table: pd.DataFrame) -> Path:
-        """Keep a table as CSV for the notebooks that follow."""
+    def table(self, name: str, table: pd.DataFrame, caption: str = "") -> Path:
+        """Keep a table as CSV for the notebooks that follow; one with a caption is shown in the report."""
         path = self.folder / f"{name}.csv"
         with paths.replacing(path) as temporary:
             table.to_csv(temporary, index=False)
+        if caption:
+            self.tables.append({"name": name, "caption": caption})
+        return path
+
+    def choice(self, name: str, **values: Any) -> Path:
+        """Keep a decision for the notebooks that follow."""
+        path = self.folder / f"{name}.choice"
+        write_json(path, values)
         return path
 
     def figure(self, name: str, draw: Callable[..., Figure], caption: str, **data: Any) -> Figure:
@@ -139,8 +151,67 @@ class Run:
         """Write ``results.json``: provenance, card, facts, rows."""
         path = self.folder / "results.json"
         content = {"provenance": self.provenance, "card": asdict(self.card)}
-        write_json(path, content | {"facts": self.facts, "rows": self.rows})
+        write_json(path, content | {"facts": self.facts, "rows": self.rows, "tables": self.tables})
         return path
+
+
+def brief(valid: dict[str, float], test: dict[str, float]) -> dict[str, float]:
+    """AUC and accuracy on valid and test with their intervals, named for a table."""
+    ends = {"": "", "_low": " low", "_high": " high"}
+    return {
+        f"{part} {title}{text}": score[f"{metric}{end}"]
+        for part, score in (("valid", valid), ("test", test))
+        for metric, title in (("auc", "AUC"), ("accuracy", "accuracy"))
+        for end, text in ends.items()
+    }
+
+
+def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.DataFrame:
+    """One metric of ``scores[name][part]`` as ``name, part, value, low, high``, for :func:`nodules.plots.intervals`."""
+    rows = [
+        (name, part, score[metric], score[f"{metric}_low"], score[f"{metric}_high"])
+        for name, parts in scores.items()
+        for part, score in parts.items()
+    ]
+    return pd.DataFrame(rows, columns=["name", "part", "value", "low", "high"])
+
+
+def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
+    """The row with the fewest ``parameters`` of those whose ``valid AUC`` is within one standard error of the best.
+
+    The one-standard-error rule of Breiman et al. 1984; the error is a quarter of the 95% interval of the best.
+    """
+    best = table.loc[table["valid AUC"].idxmax()]
+    error = (best["valid AUC high"] - best["valid AUC low"]) / 4
+    fit = table[table["valid AUC"] >= best["valid AUC"] - error]
+    return fit.sort_values(["parameters", "valid AUC"], ascending=[True, False]).iloc[0].to_dict()
+
+
+def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
+    """The split that ``01_data`` wrote, one row a patch in the patches' order.
+
+    Raises:
+        InputError: it is not there, or of other patches.
+    """
+    path = paths.resolve(run_dir) / "01_data" / "split.csv"
+    if not path.exists():
+        raise InputError(f"{path}: not there; run 01_data first")
+    split = pd.read_csv(path, dtype={"id": str, "patient": str})
+    if list(split["id"]) != list(patches.table["id"]):
+        raise InputError(f"{path}: a split of other patches than these; run 01_data again")
+    return split
+
+
+def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:
+    """What an earlier notebook decided by :meth:`Run.choice`.
+
+    Raises:
+        InputError: it has not been run.
+    """
+    path = paths.resolve(run_dir) / notebook / f"{name}.choice"
+    if not path.exists():
+        raise InputError(f"{path}: not there; run {notebook} first")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
