@@ -123,7 +123,8 @@ def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s
         NotebookFailed: any other failure of a cell or the kernel.
     """
     _check_kernel()
-    os.environ["PYTHONHASHSEED"] = "0"
+    # A notice of torch to its own callers would stand on top of every notebook
+    os.environ |= {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
