@@ -261,7 +261,9 @@ def _network(architecture: str, state: State | None, size: int, seed: int) -> tu
                 net = Stages(get_model(architecture))
             else:
                 net = timm.create_model(LITE0_IN_TIMM if architecture == LITE0 else architecture, features_only=True)
-            if state is not None:
+            if state is None:
+                _calibrate(net, size)
+            else:
                 flat = {_flat(name): tensor for name, tensor in state.items()}
                 net.load_state_dict({name: flat[_flat(name)] for name in net.state_dict() if _flat(name) in flat})
             channels = [features.shape[1] for features in net.eval()(torch.zeros(1, 3, size, size))]
@@ -273,6 +275,21 @@ def _network(architecture: str, state: State | None, size: int, seed: int) -> tu
     if not isinstance(net, Stages) and channels != net.feature_info.channels():
         raise InputError(f"architecture={architecture!r}: its maps are not (N, channels, height, width); take another")
     return net.train(), channels
+
+
+def _calibrate(net: nn.Module, size: int) -> None:
+    """Set the batch-norm statistics of random weights from noise, in one pass.
+
+    With the statistics that a new layer starts with (mean 0, variance 1) each residual block doubles the variance, and
+    a frozen ResNet-152 would give numbers beyond float16.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = None  # the plain mean over batches
+    net.train()(torch.randn(32, 3, size, size))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _flat(name: str) -> str:
