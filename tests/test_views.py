@@ -26,3 +26,21 @@ def test_each_image_turns_by_its_own_angle_and_a_centred_disc_stays():
     ramp = x[None, None].repeat(2, 1, 1, 1)
     still, half = views.rotate(ramp, torch.tensor([0.0, 180.0]))
     assert torch.allclose(still, -half, atol=1e-3)
+
+
+def test_dihedral_gives_the_eight_symmetries_exactly():
+    image = np.arange(16.0).reshape(4, 4)
+    seen = [views.dihedral(torch.from_numpy(image), i).numpy() for i in range(8)]
+    assert np.array_equal(seen[0], image)
+    for i in range(4):
+        assert np.array_equal(seen[i], np.rot90(image, i))
+        assert np.array_equal(seen[4 + i], np.fliplr(np.rot90(image, i)))
+    assert len({one.tobytes() for one in seen}) == 8
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_dihedral_turns_the_last_two_axes_only(which):
+    images = torch.rand(2, 3, 5, 5)
+    turned = views.dihedral(images, which)
+    assert turned.shape == images.shape
+    assert torch.equal(turned[1, 2], views.dihedral(images[1, 2], which))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from nodules import models, paths, views
@@ -71,7 +72,7 @@ def bank(
     """Compute or find the features of every patch in every view.
 
     Args:
-        body: the network; is put into evaluation mode and not changed.
+        body: the network; is put into evaluation mode and onto the device, its weights are not changed.
         images: (N, 64, 64), pixel values in the unit that the body was built for.
         pool: ``last`` stage or ``all`` stages; at 64 pixels all are markedly better.
         kind: ``none``, ``rotate`` (``k`` views, each patch turned by its own random angles) or ``dihedral`` (the
@@ -86,16 +87,32 @@ def bank(
     count = {"none": 1, "rotate": 1 + k, "dihedral": 8}[kind]
     path = _path(body, images, {"pool": pool, "views": kind, "count": count, "seed": seed})
     if not path.exists():
+        # Moved here, not in _fill: what inference mode makes of the weights could not be trained any more
+        body = body.eval().to(device(), memory_format=torch.channels_last)
         shape = (len(images), count, width(body, pool))
         turns = np.random.default_rng(seed).uniform(0, 360, (len(images), count))
         started = time.perf_counter()
         with paths.replacing(path) as temporary:
             _fill(np.lib.format.open_memmap(temporary, "w+", np.float16, shape), body, images, pool, kind, turns)
-        speed = len(images) * count / (time.perf_counter() - started)
-        with paths.replacing(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"patches_per_second": speed}))
+            speed = len(images) * count / (time.perf_counter() - started)
+            # Before the bank takes its name, so that there is never a bank without its speed
+            with paths.replacing(path.with_suffix(".json")) as beside:
+                beside.write_text(json.dumps({"patches_per_second": speed}))
     speed = json.loads(path.with_suffix(".json").read_text())["patches_per_second"]
     return Bank(np.load(path, mmap_mode="r", allow_pickle=False), path.stem, speed)
+
+
+@torch.inference_mode()
+def strongest(body: models.Body, image: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` feature maps of every stage with the highest mean, for one patch (64, 64), to look at.
+
+    Returns:
+        (stages, count, side, side), pixels of the smaller maps repeated to the side of the largest.
+    """
+    maps = body.eval()(body.prepare(torch.from_numpy(image.astype(np.float32))[None].to(body.mean.device)))
+    side = maps[0].shape[-1]
+    best = [m[0, m.mean((0, 2, 3)).topk(count).indices] for m in maps]
+    return torch.stack([F.interpolate(m[None], size=(side, side))[0] for m in best]).cpu().numpy()
 
 
 def _path(body: models.Body, images: np.ndarray, about: dict) -> Path:
@@ -111,7 +128,6 @@ def _path(body: models.Body, images: np.ndarray, about: dict) -> Path:
 @torch.inference_mode()
 def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kind: str, turns: np.ndarray) -> None:
     """Write the features batch by batch, so that memory does not grow with the number of patches."""
-    body = body.eval().to(device(), memory_format=torch.channels_last)
     bar = tqdm(total=out.shape[0] * out.shape[1], desc=f"{body.architecture} ({body.weights.name})", unit="patch")
     with bar, torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16()):
         for start in range(0, len(images), BATCH):

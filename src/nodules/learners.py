@@ -3,14 +3,16 @@
 import copy
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback  # noqa: F401  gives learners no_bar
-from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos, combine_scheds, minimum, slide, steep, valley
+from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos, minimum, slide, steep, valley
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -21,7 +23,8 @@ from fastai.vision.learner import create_head
 from torch import Tensor, nn
 
 from nodules.errors import InputError
-from nodules.features import Bank, device
+from nodules.features import Bank, device, pooled, width
+from nodules.models import Body, parameters
 
 BATCH = 256
 HIDDEN = 128
@@ -39,7 +42,7 @@ class BankLoader(DataLoader):
         self, bank: Bank, rows: np.ndarray, y: np.ndarray, batch: int, train: bool, draw: bool, seed: int
     ) -> None:
         super().__init__(rows, bs=batch, shuffle=train, drop_last=train and len(rows) > batch, device=device())
-        self.bank, self.y, self.draw = bank.features, torch.as_tensor(y), draw
+        self.bank, self.y, self.draw = bank.features, torch.tensor(y), draw
         self.rng = random.Random(seed)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,6 +113,21 @@ def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
     return lengths
 
 
+def falling(lengths: list[int], lr: np.ndarray) -> Callable[[float], np.ndarray]:
+    """A cosine from ``lr`` to 0 in each cycle, as a function of the share of the training that is done.
+
+    fastai's ``combine_scheds`` refuses shares whose sum rounding keeps from 1, such as ten tenths.
+    """
+    ends = np.cumsum(lengths)
+
+    def rate(done: float) -> np.ndarray:
+        epoch = done * ends[-1]
+        cycle = np.searchsorted(ends, epoch + 1e-6, side="right")  # rounding must not end a cycle a batch late
+        return SchedCos(lr, 0.0)(1 + (epoch - ends[cycle]) / lengths[cycle])
+
+    return rate
+
+
 def fit(learn: Learner, epochs: int, lr: float | slice, schedule: str, cycle_len: int = 1, cycle_mult: int = 1) -> None:
     """Train with a schedule by name; ``lr`` is the highest rate, a slice gives each layer group its own."""
     if schedule == "one-cycle":
@@ -117,16 +135,23 @@ def fit(learn: Learner, epochs: int, lr: float | slice, schedule: str, cycle_len
     elif schedule == "flat-cosine":
         learn.fit_flat_cos(epochs, lr)
     elif schedule == "restarts":
-        lengths = np.array(cycles(epochs, cycle_len, cycle_mult))
-        falls = combine_scheds(lengths / epochs, [SchedCos(lr, 0.0) for _ in lengths])
-        learn.fit(epochs, lr, cbs=ParamScheduler({"lr": falls}))
+        learn.create_opt()
+        learn.opt.set_hyper("lr", lr)  # a slice becomes one rate for each layer group
+        highest = np.array([hyper["lr"] for hyper in learn.opt.hypers])
+        falls = falling(cycles(epochs, cycle_len, cycle_mult), highest)
+        learn.fit(epochs, cbs=ParamScheduler({"lr": falls}))
     else:
         learn.fit(epochs, lr)
 
 
 def head(features: int) -> nn.Module:
-    """A head like fastai's without pooling: batch norm, 128 hidden units, dropout 0.5 before the output of two logits."""
+    """A head like fastai's, without pooling: batch norm, 128 hidden units, dropout 0.5 before two logits."""
     return create_head(features, 2, lin_ftrs=[HIDDEN], ps=[0.0, 0.5], pool=False)
+
+
+def describe_head(features: int) -> dict[str, object]:
+    """The head as a last stage of :func:`nodules.models.stages`."""
+    return {"name": "head", "channels": features, "side": float("nan"), "parameters": parameters(head(features))}
 
 
 def learner(bank: Bank, y: np.ndarray, split: np.ndarray, draw: bool, seed: int) -> Learner:
@@ -178,6 +203,22 @@ def train(
     return Training(learn.model.eval(), history, steps, seconds)
 
 
+def repeat(
+    bank: Bank, y: np.ndarray, split: np.ndarray, seeds: int, **options: Any
+) -> tuple[pd.DataFrame, np.ndarray, float]:
+    """Train one head for each seed 0, 1, ...; ``options`` are those of :func:`train`.
+
+    Returns:
+        Their histories in one table with a column ``seed``; probabilities of malignancy of every patch, view 0,
+        (seeds, N); the median of their training times in seconds.
+    """
+    trained = [train(bank, y, split, seed=seed, **options) for seed in range(seeds)]
+    history = pd.concat([one.history.assign(seed=seed) for seed, one in enumerate(trained)], ignore_index=True)
+    plain = Bank(bank.features[:, :1], bank.key, bank.patches_per_second)
+    p = np.stack([predict(one.model, plain, np.arange(len(y)))[:, 0] for one in trained])
+    return history, p, float(np.median([one.seconds for one in trained]))
+
+
 def find_lr(
     bank: Bank, y: np.ndarray, split: np.ndarray, draw: bool, seed: int
 ) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -194,7 +235,7 @@ def find_lr(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, bank: Bank, rows: np.ndarray) -> np.ndarray:
+def predict(model: nn.Module, bank: Bank, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Probability of malignancy of each view of each patch, (len(rows), V)."""
     out = np.empty((len(rows), bank.features.shape[1]))
     for start in range(0, len(rows), BATCH):
@@ -205,14 +246,19 @@ def predict(model: nn.Module, bank: Bank, rows: np.ndarray) -> np.ndarray:
     return out
 
 
+def check_rule(rule: str) -> None:
+    """Refuse an unknown rule of test-time augmentation."""
+    if rule not in RULES:
+        raise InputError(f"rule={rule!r}: no such rule; take one of {', '.join(RULES)}")
+
+
 def average(p: np.ndarray, rule: str) -> np.ndarray:
     """Average over views (test-time augmentation), (N, V) to (N,); view 0 is the plain patch.
 
     ``mean`` averages probabilities; ``log`` averages their logarithms, as fastai 0.7's ``TTA`` returned them; ``beta``
     is fastai 2's ``tta``: a quarter plain, three quarters the mean of the augmented views.
     """
-    if rule not in RULES:
-        raise InputError(f"rule={rule!r}: no such rule; take one of {', '.join(RULES)}")
+    check_rule(rule)
     if p.shape[1] == 1:
         return p[:, 0]
     if rule == "beta":
@@ -222,3 +268,44 @@ def average(p: np.ndarray, rule: str) -> np.ndarray:
     smallest = np.finfo(float).tiny
     malignant, benign = (np.exp(np.log(np.maximum(q, smallest)).mean(axis=1)) for q in (p, 1 - p))
     return malignant / (malignant + benign)
+
+
+class Network(nn.Module):
+    """Body and head in one, from pixel values (N, 64, 64) to two logits."""
+
+    def __init__(self, body: Body, pool: str) -> None:
+        super().__init__()
+        self.body, self.pool, self.head = body, pool, head(width(body, pool))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2)."""
+        return self.head(pooled(self.body(self.body.prepare(images)), self.pool))
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Parameters by layer group, from input to output, the head last."""
+        return [*self.body.groups(), list(self.head.parameters())]
+
+
+class GroupRates(Callback):
+    """Record what learning rate the optimizer really used in each layer group, step by step."""
+
+    def before_fit(self) -> None:
+        """Start anew."""
+        self.rates = []
+
+    def after_batch(self) -> None:
+        """Read the optimizer."""
+        if self.training:
+            self.rates.append([hyper["lr"] for hyper in self.opt.hypers])
+
+
+def group_rates(body: Body, images: np.ndarray, y: np.ndarray, pool: str, lr: slice, steps: int) -> pd.DataFrame:
+    """Learning rates of a short one-cycle training of the whole network on a few patches: ``step, group, lr``."""
+    pairs = [(image.astype(np.float32), int(label)) for image, label in zip(images, y, strict=True)]
+    loader = DataLoader(pairs, bs=-(-len(pairs) // steps), device=device())
+    network, rates = Network(body, pool).to(device()), GroupRates()
+    learn = Learner(DataLoaders(loader, loader), network, nn.CrossEntropyLoss(), splitter=Network.groups, cbs=rates)
+    with no_random(), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, lr)
+    wide = pd.DataFrame(rates.rates).rename_axis("step").rename_axis(columns="group")
+    return wide.stack().rename("lr").reset_index()
