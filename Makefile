@@ -87,6 +87,11 @@ $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILE
 	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)"
 -include $(wildcard $(RUN)/*.d)
 
+# What each notebook reads of the others
+$(RUN)/02_architectures.ipynb: $(RUN)/01_data.ipynb
+$(RUN)/03_learning_rate.ipynb: $(RUN)/02_architectures.ipynb
+$(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
+
 # Drawing is apart from running: a change in it draws all figures again from their kept data
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
 	$(PY) -m nodules report $(RUN) $(FIGURES) $(README)

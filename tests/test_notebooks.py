@@ -10,6 +10,7 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from nodules import paths, report, run
 from nodules.paths import ROOT
@@ -69,7 +70,7 @@ def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
     assert {row["notebook"] for row in content["rows"]} <= {path.stem for path in NOTEBOOKS}
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64") == len(list(folder.glob("*.png")))
-    for number in (1, 2, 12):
+    for number in (1, 2, 3, 4, 8, 9, 10, 11, 12, 14, 15):
         assert (folder / f"fig{number:02d}.png").exists() and report.FIGURES[number] in page
     for about in map(json.loads, (path.read_text() for path in folder.glob("*.json") if path.stem != "results")):
         assert "simulation" in about["source"]
@@ -96,6 +97,23 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(smoke, changed, runs):
     planned = make("-n", "-W", changed).stdout
     assert ("nodules run notebooks/01_data.ipynb" in planned) == bool(runs)
     assert ("nodules report" in planned) == (runs is not None)
+
+
+def test_a_change_in_training_code_leaves_the_data_notebook_alone(smoke):
+    planned = make("-n", "-W", "src/nodules/learners.py").stdout
+    assert "run notebooks/02" in planned and "run notebooks/04" in planned and "run notebooks/01" not in planned
+
+
+def test_predictions_are_the_product(smoke):
+    folder = ROOT / "runs" / "smoke-phantom" / "04_training"
+    table = pd.read_csv(folder / "predictions.csv")
+    assert list(table) == ["id", "patient", "split", "y", "p", "p_tta"]
+    assert set(table["split"]) == {"valid", "test"} and table[["p", "p_tta"]].stack().between(0, 1).all()
+    assert load_file(folder / "head.safetensors")
+    rows = json.loads((ROOT / "figures" / "smoke-phantom" / "results.json").read_text())["rows"]
+    for row in (row for row in rows if row["notebook"] == "04_training"):
+        for key in ("data", "split", "weights", "architecture", "seed", "epochs", "accuracy_low", "auc_high"):
+            assert key in row
 
 
 def test_bare_make_prints_every_target():

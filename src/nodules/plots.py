@@ -153,14 +153,14 @@ def training_curves(table: pd.DataFrame, heading: str) -> Figure:
 
 def losses(table: pd.DataFrame, top: float, heading: str) -> Figure:
     """Training and validation loss by epoch up to ``top``; ``table`` has ``epoch, train_loss, valid_loss``."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     axis.plot(table["epoch"], table["train_loss"], color=BLUE, label="train")
     axis.plot(table["epoch"], table["valid_loss"], color=ORANGE, linestyle="--", label="valid")
     lowest = table["valid_loss"].idxmin()
     axis.plot(table["epoch"][lowest], table["valid_loss"][lowest], "o", color=ORANGE, label="lowest on valid")
     axis.set(title=heading, xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(figure)
     return figure
 
@@ -174,7 +174,7 @@ def result(history: pd.DataFrame, steps: pd.DataFrame, lines: dict[str, float], 
         left.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.3f}")
     left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
     left.yaxis.set_major_formatter(PercentFormatter(1))
-    left.legend(frameon=False, fontsize=10)
+    left.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=3)
     right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
     right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     figure.suptitle(heading)

@@ -184,7 +184,8 @@ def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
     best = table.loc[table["valid AUC"].idxmax()]
     error = (best["valid AUC high"] - best["valid AUC low"]) / 4
     fit = table[table["valid AUC"] >= best["valid AUC"] - error]
-    return fit.sort_values(["parameters", "valid AUC"], ascending=[True, False]).iloc[0].to_dict()
+    chosen = fit.sort_values(["parameters", "valid AUC"], ascending=[True, False]).iloc[0]
+    return chosen.drop([name for name in chosen.index if name.startswith("test")]).to_dict()
 
 
 def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
