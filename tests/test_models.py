@@ -375,3 +375,19 @@ def test_download_is_checked_and_kept(monkeypatch):
     (paths.CACHE / name).write_bytes(b"broken")
     assert "SHA-256" in refused("resnet34", "imagenet")
     (paths.CACHE / name).unlink()
+
+
+def test_pairs_are_what_can_be_compared_here(monkeypatch):
+    monkeypatch.setattr(models, "available", lambda name: ["imagenet", "random"] if name == "b" else ["random"])
+    assert models.pairs(["a", "b"], ["random", "imagenet"]) == [("a", "random"), ("b", "imagenet"), ("b", "random")]
+    with pytest.raises(InputError, match="none has weights"):
+        models.pairs(["a"], ["imagenet"])
+    with pytest.raises(InputError, match="'imagnet': no such weights"):
+        models.pairs(["a"], ["imagnet"])
+
+
+def test_deep_random_networks_stay_finite():
+    body = models.body("resnet152", "random").eval()
+    with torch.inference_mode():
+        maps = body(body.prepare(torch.full((1, 64, 64), -800.0)))
+    assert max(float(m.abs().max()) for m in maps) < 1e4, "float16 ends at 65504"

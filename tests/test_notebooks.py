@@ -116,6 +116,23 @@ def test_predictions_are_the_product(smoke):
             assert key in row
 
 
+@pytest.mark.parametrize(
+    ("notebook", "parameter", "words"),
+    [
+        ("02_architectures", "architectures=[resnet35]", "architecture='resnet35': no such network"),
+        ("02_architectures", "pool=some", "pool='some': no such pooling"),
+        ("02_architectures", "compare_lr=-0.1", "lr=-0.1: a learning rate is above 0"),
+        ("03_learning_rate", "views=0", "k=0: how many turned views"),
+    ],
+)
+def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebook, parameter, words):
+    command = [sys.executable, "-m", "nodules", "run", f"notebooks/{notebook}.ipynb", str(tmp_path / "o.ipynb")]
+    command += ["-p", parameter, "-p", f"run_dir={tmp_path}", "-p", "data=absent.npz"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and words in errors[0]
+
+
 def test_bare_make_prints_every_target():
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in ("figures", "notebooks", "test", "lab", "bench", "lint", "clean", "distclean"):

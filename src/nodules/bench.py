@@ -114,14 +114,13 @@ def ours() -> dict[str, Any]:
         long = learners.train(bank, y, parts, epochs=EPOCHS, lr=LR, draw=True)
         ended = time.perf_counter()
         short = learners.train(bank, y, parts, epochs=FEW, lr=LR, draw=True)
-        p = {one: learners.predict(one.model, bank, np.arange(len(y)))[:, 0] for one in (long, short)}
-    scores = {one: _accuracies(p[one], y, parts) for one in p}
+        p, q = (learners.predict(one.model, bank, np.arange(len(y)))[:, 0] for one in (long, short))
     return {
         "seconds": ended - started,
         "extraction": extracted - started,
         "weights": body.weights.source,
-        "long": scores[long],
-        "short": scores[short],
+        "long": _accuracies(p, y, parts),
+        "short": _accuracies(q, y, parts),
     }
 
 

@@ -184,6 +184,23 @@ def available(architecture: str) -> list[str]:
     return [name for name in _candidates(architecture) if here[name]]
 
 
+def pairs(architectures: list[str], weights: list[str]) -> list[tuple[str, str]]:
+    """Every architecture with every one of the named weights that can be had here without a download.
+
+    Raises:
+        InputError: an unknown name, or nothing to compare.
+    """
+    unknown = set(weights) - set(WEIGHTS)
+    if unknown:
+        raise InputError(f"weights={sorted(unknown)[0]!r}: no such weights; take some of {', '.join(WEIGHTS)}")
+    found = [
+        (architecture, name) for architecture in architectures for name in available(architecture) if name in weights
+    ]
+    if not found:
+        raise InputError(f"architectures={architectures}: none has weights {weights} here; add 'random' to the weights")
+    return found
+
+
 def parameters(body: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in body.parameters())
