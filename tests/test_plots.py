@@ -53,8 +53,9 @@ def test_the_loss_figure_marks_the_lowest_validation_loss():
 
 
 def test_a_result_names_the_accuracies_on_test():
-    left, right = plots.result(HISTORY, STEPS, {"test, plain": 0.7, "test, TTA": 0.75}, "h").axes
-    assert [t.get_text() for t in left.get_legend().get_texts()][1:] == ["test, plain: 0.700", "test, TTA: 0.750"]
+    figure = plots.result(HISTORY, STEPS, {"test, plain": 0.7, "test, TTA": 0.75}, "h")
+    right = figure.axes[1]
+    assert [t.get_text() for t in figure.legends[0].get_texts()][1:] == ["test, plain: 0.700", "test, TTA: 0.750"]
     assert np.allclose(right.lines[0].get_xydata(), STEPS)
 
 

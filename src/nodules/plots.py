@@ -167,16 +167,16 @@ def losses(table: pd.DataFrame, top: float, heading: str) -> Figure:
 
 def result(history: pd.DataFrame, steps: pd.DataFrame, lines: dict[str, float], heading: str) -> Figure:
     """Accuracy on valid by epoch with the final accuracies on test as ``lines``, and the learning rate used."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(history["epoch"], history["accuracy"], color=BLUE, label="valid, by epoch")
     for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN), ("--", ":"), strict=False):
         left.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.3f}")
     left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
     left.yaxis.set_major_formatter(PercentFormatter(1))
-    left.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=3)
     right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
     right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    figure.legend(frameon=False, loc="outside right upper")
     figure.suptitle(heading)
     sns.despine(figure)
     return figure
