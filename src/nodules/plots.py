@@ -197,7 +197,8 @@ def lr_finder(curves: pd.DataFrame, suggestions: pd.DataFrame, chosen: float, he
     left.legend(title="median suggestion", frameon=False, fontsize=9, title_fontsize=9)
     top = 2.5 * curves.loc[curves["lr"] < 1e-5, "loss"].median()
     left.set(title="Loss on the way up", xscale="log", xlabel="learning rate", ylabel="smoothed loss", ylim=(0, top))
-    sns.stripplot(suggestions, x="lr", y="name", color=BLUE, alpha=0.7, ax=right)
+    # jitter would differ from run to run
+    sns.stripplot(suggestions, x="lr", y="name", color=BLUE, alpha=0.6, jitter=False, ax=right)
     right.axvline(chosen, color=GREEN, linewidth=2)
     right.set(title=f"Suggestions by seed, chosen {chosen:.1e}", xscale="log", xlabel="learning rate", ylabel="")
     figure.suptitle(heading)
