@@ -109,7 +109,7 @@ def test_an_epoch_is_a_row_and_a_batch_a_step(toy):
 
 def test_repeated_trainings_are_those_of_the_seeds(toy):
     bank, y, split = toy
-    history, p, seconds = learners.repeat(bank, y, split, 2, epochs=2, lr=1e-3, draw=True)
+    history, p, seconds = learners.repeat(bank, y, split, [0, 1], epochs=2, lr=1e-3, draw=True)
     one = learners.train(bank, y, split, epochs=2, lr=1e-3, draw=True, seed=1)
     assert history["seed"].tolist() == [0, 0, 1, 1] and p.shape == (2, N) and seconds > 0
     assert np.array_equal(p[1], learners.predict(one.model, bank, np.arange(N))[:, 0])

@@ -204,16 +204,18 @@ def train(
 
 
 def repeat(
-    bank: Bank, y: np.ndarray, split: np.ndarray, seeds: int, **options: Any
+    bank: Bank, y: np.ndarray, split: np.ndarray, seeds: list[int], **options: Any
 ) -> tuple[pd.DataFrame, np.ndarray, float]:
-    """Train one head for each seed 0, 1, ...; ``options`` are those of :func:`train`.
+    """Train one head for each seed; ``options`` are those of :func:`train`.
 
     Returns:
         Their histories in one table with a column ``seed``; probabilities of malignancy of every patch, view 0,
         (seeds, N); the median of their training times in seconds.
     """
-    trained = [train(bank, y, split, seed=seed, **options) for seed in range(seeds)]
-    history = pd.concat([one.history.assign(seed=seed) for seed, one in enumerate(trained)], ignore_index=True)
+    trained = [train(bank, y, split, seed=seed, **options) for seed in seeds]
+    history = pd.concat(
+        [one.history.assign(seed=seed) for seed, one in zip(seeds, trained, strict=True)], ignore_index=True
+    )
     plain = Bank(bank.features[:, :1], bank.key, bank.patches_per_second)
     p = np.stack([predict(one.model, plain, np.arange(len(y)))[:, 0] for one in trained])
     return history, p, float(np.median([one.seconds for one in trained]))
