@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from nodules import baselines, plots
+from nodules import baselines, plots, results
 from nodules.errors import InputError
 
 CLASSES = ["benign", "malignant"] * 6
@@ -125,5 +125,5 @@ def test_baselines_find_what_is_there_and_only_that():
     assert scores["prevalence"]["auc"] == 0.5 and scores["prevalence"]["accuracy"] == 0.5
     assert scores["diameter"]["auc"] > 0.8 and scores["diameter"]["auc_low"] > 0.7
     assert 0.3 < scores["mean intensity"]["auc"] < 0.7
-    forest = baselines.forest(scores, "auc")
+    forest = results.forest({name: {"test": row} for name, row in scores.items()}, "auc")
     assert list(forest["name"]) == list(scores) and (forest["low"] <= forest["high"]).all()

@@ -38,9 +38,3 @@ def table(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray, seed: 
         name: metrics.score(y[test], logistic(features[columns], y, train)[test], groups, seed)
         for name, columns in known.items()
     }
-
-
-def forest(scores: dict[str, dict[str, float]], metric: str) -> pd.DataFrame:
-    """One metric of several scores as ``name, value, low, high``, for :func:`nodules.plots.intervals`."""
-    rows = [(name, row[metric], row[f"{metric}_low"], row[f"{metric}_high"]) for name, row in scores.items()]
-    return pd.DataFrame(rows, columns=["name", "value", "low", "high"])
