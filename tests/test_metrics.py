@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
 
 from nodules import metrics
 
@@ -117,3 +117,57 @@ def test_no_difference_has_a_p_value_of_one():
 def test_holm_is_the_textbook_example():
     assert np.allclose(metrics.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     assert metrics.holm(np.array([0.9, 0.8])).max() == 1
+
+
+def test_over_folds_each_fold_is_ranked_by_itself():
+    y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9])  # the second fold's scores are all higher
+    assert metrics.score(y, p)["auc"] == 0.75
+    score = metrics.over_folds(y, p, np.array([0, 0, 1, 1]))
+    assert score["auc"] == 1 and score["n"] == 4
+
+
+def test_a_mean_lies_in_its_interval_that_patients_widen():
+    _, p, groups = simulated(40, 0)
+    mean, clustered = metrics.mean(p), metrics.mean(p, groups)
+    assert mean["value"] == clustered["value"] == pytest.approx(p.mean())
+    assert clustered["low"] < mean["low"] < mean["value"] < mean["high"] < clustered["high"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(4, 30))
+def test_no_threshold_beats_the_chosen_one(seed, n):
+    rng = np.random.default_rng(seed)
+    y = np.concatenate([[0, 1], rng.integers(0, 2, n - 2)])
+    p = np.round(rng.random(n), 1)
+
+    def sum_of_rates(threshold):
+        return (p[y == 1] >= threshold).mean() + (p[y == 0] < threshold).mean()
+
+    chosen = metrics.youden(y, p)
+    assert np.isfinite(chosen)
+    assert sum_of_rates(chosen) == pytest.approx(max(sum_of_rates(t) for t in [*np.unique(p), 2.0]))
+
+
+def test_the_confusion_matrix_counts_and_divides_by_the_truth():
+    y, called = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+    table = metrics.confusion(y, called).set_index(["truth", "called"])
+    assert table["patches"].to_dict() == {
+        ("benign", "benign"): 3,
+        ("benign", "malignant"): 1,
+        ("malignant", "benign"): 1,
+        ("malignant", "malignant"): 1,
+    }
+    assert table.loc[("benign", "benign"), "value"] == 0.75 and table.loc[("malignant", "malignant"), "value"] == 0.5
+    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+
+
+def test_curves_enclose_the_auc_and_their_bands_the_curves():
+    y, p, groups = simulated(60, 3)
+    table = metrics.curves(y, p, groups)
+    roc, pr = (table[table["curve"] == name] for name in ("ROC", "PR"))
+    assert np.trapezoid(roc["value"], roc["x"]) == pytest.approx(roc_auc_score(y, p), abs=0.01)
+    assert np.trapezoid(pr["value"], pr["x"]) == pytest.approx(average_precision_score(y, p), abs=0.02)
+    assert pr["value"].iloc[-1] == pytest.approx(y.mean())
+    assert (table["low"] <= table["value"] + 1e-9).mean() > 0.95 and (
+        table["value"] <= table["high"] + 1e-9
+    ).mean() > 0.95

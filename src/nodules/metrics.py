@@ -1,8 +1,11 @@
 """Arrays to numbers, each with its interval: the one scorer that every result passes through."""
 
 import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 RESAMPLES = 1000
+GRID = np.linspace(0, 1, 101)  # where curves are read
 
 
 def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -72,10 +75,22 @@ def score(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: 
     Returns:
         ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
     """
+    return over_folds(y, p, np.zeros(len(y)), groups, seed)
+
+
+def over_folds(
+    y: np.ndarray, p: np.ndarray, fold: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+) -> dict[str, float]:
+    """As :func:`score`, of cross-validation: each metric is taken in each fold (N,) and averaged over folds.
+
+    Scores of different folds come from different trainings, so they are not ranked against each other.
+    """
     y, p, weights = _resampled(y, p, groups, seed)
+    members = [fold == name for name in np.unique(fold)]
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
-        value, *resampled = np.mean([metric(y, one, weights) for one in p], axis=0)
+        every = [metric(y[rows], one[rows], weights[:, rows]) for one in p for rows in members]
+        value, *resampled = np.mean(every, axis=0)
         low, high = np.nanpercentile(resampled, [2.5, 97.5])
         out |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
     return out
@@ -97,6 +112,65 @@ def paired(
     tail = min(np.nanmean(np.array(resampled) <= 0), np.nanmean(np.array(resampled) >= 0))
     p_value = min(1.0, max(2 * tail, 1 / RESAMPLES))
     return {"value": float(value), "low": float(low), "high": float(high), "p_value": float(p_value)}
+
+
+def mean(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> dict[str, float]:
+    """Mean of (N,) values, a rate where they are 0 or 1: ``value, low, high`` by bootstrap as in :func:`score`."""
+    weights = bootstrap_weights(np.arange(len(values)) if groups is None else groups, seed)
+    resampled = weights @ values / weights.sum(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
+def youden(y: np.ndarray, p: np.ndarray) -> float:
+    """The threshold with the highest sensitivity + specificity (Youden 1950); halfway to the next lower score."""
+    false, true, thresholds = roc_curve(y, p, drop_intermediate=False)
+    best = 1 + int(np.argmax((true - false)[1:]))  # the first threshold is infinite
+    below = p[p < thresholds[best]]
+    return float((thresholds[best] + below.max()) / 2) if len(below) else float(thresholds[best])
+
+
+def confusion(y: np.ndarray, called: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> pd.DataFrame:
+    """Counts of truth against call (0 benign, 1 malignant), and their share of the truth with 95% intervals.
+
+    Returns:
+        ``truth, called, patches, value, low, high``, four rows.
+    """
+    names, rows = ("benign", "malignant"), []
+    for truth in (0, 1):
+        members = y == truth
+        for call in (0, 1):
+            share = mean((called[members] == call).astype(float), None if groups is None else groups[members], seed)
+            patches = int((members & (called == call)).sum())
+            rows.append({"truth": names[truth], "called": names[call], "patches": patches, **share})
+    return pd.DataFrame(rows)
+
+
+def curves(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> pd.DataFrame:
+    """ROC and precision-recall curves with pointwise 95% bootstrap bands.
+
+    Returns:
+        ``curve`` (``ROC`` or ``PR``), ``x`` (1 - specificity, or recall), ``value`` (sensitivity, or precision),
+        ``low``, ``high``.
+    """
+    _, p, weights = _resampled(y, p, groups, seed)
+    lines = {"ROC": _roc, "PR": _precision}
+    parts = []
+    for name, line in lines.items():
+        every = np.stack([line(y, p[0], w) for w in weights if 0 < w @ y < w.sum()])
+        low, high = np.percentile(every[1:], [2.5, 97.5], axis=0)
+        parts.append(pd.DataFrame({"curve": name, "x": GRID, "value": every[0], "low": low, "high": high}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _roc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    false, true, _ = roc_curve(y, p, sample_weight=weights)
+    return np.interp(GRID, false, true)
+
+
+def _precision(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    precision, recall, _ = precision_recall_curve(y, p, sample_weight=weights)
+    return np.interp(GRID, recall[::-1], precision[::-1])
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
