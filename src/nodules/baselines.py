@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+from skimage.feature import hog
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
 from nodules import lidc, metrics
 
@@ -16,14 +18,15 @@ FEATURES = {
 }
 
 
-def logistic(features: pd.DataFrame, y: np.ndarray, train: np.ndarray) -> np.ndarray:
+def logistic(features: pd.DataFrame, y: np.ndarray, train: np.ndarray, C: float = 1.0) -> np.ndarray:
     """Probability of malignancy for every row, by logistic regression on the rows where ``train`` is true.
 
-    Without a feature it is the training prevalence. ``features`` (N, F), ``y`` and ``train`` (N,).
+    Without a feature it is the training prevalence. ``features`` (N, F), ``y`` and ``train`` (N,); a smaller ``C``
+    keeps the weights of many features closer to 0.
     """
     if features.empty:
         return np.full(len(y), y[train].mean())
-    model = make_pipeline(StandardScaler(), LogisticRegression())
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
     return model.fit(features[train], y[train]).predict_proba(features)[:, 1]
 
 
@@ -38,3 +41,9 @@ def table(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray, seed: 
         name: metrics.score(y[test], logistic(features[columns], y, train)[test], groups, seed)
         for name, columns in known.items()
     }
+
+
+def gradients(images: np.ndarray) -> pd.DataFrame:
+    """Histograms of oriented gradients (Dalal & Triggs 2005) of patches (N, 64, 64): 1764 features each."""
+    found = [hog(image.astype(float), cells_per_block=(2, 2)) for image in tqdm(images, "gradients", unit="patch")]
+    return pd.DataFrame(np.stack(found))
