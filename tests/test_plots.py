@@ -127,3 +127,63 @@ def test_baselines_find_what_is_there_and_only_that():
     assert 0.3 < scores["mean intensity"]["auc"] < 0.7
     forest = results.forest({name: {"test": row} for name, row in scores.items()}, "auc")
     assert list(forest["name"]) == list(scores) and (forest["low"] <= forest["high"]).all()
+
+
+def test_gradients_are_the_same_for_turned_brightness_and_differ_between_shapes():
+    edge = np.zeros((64, 64))
+    edge[:, 32:] = 400
+    bright, flat, turned = edge - 300, np.zeros((64, 64)), edge.T
+    features = baselines.gradients(np.stack([edge, bright, flat, turned])).to_numpy()
+    assert features.shape == (4, 1764) and np.allclose(features[0], features[1])
+    assert not features[2].any() and np.abs(features[0] - features[3]).max() > 0.1
+
+
+def test_phases_have_a_panel_an_arm_and_valid_as_points():
+    table = pd.DataFrame(
+        {"arm": np.repeat(["a", "b", "c", "d", "e"], 4), "part": ["train", "train", "valid", "valid"] * 5}
+    )
+    table = table.assign(epoch=[-1, 0, 0.5, 1] * 5, loss=np.linspace(0.5, 3, 20))
+    figure = plots.phases(table, "h")
+    assert [axis.get_title() for axis in figure.axes[:5]] == ["a", "b", "c", "d", "e"]
+    assert figure.axes[0].lines[2].get_marker() == "o"
+    assert np.allclose(figure.axes[4].lines[2].get_ydata(), table["loss"][18:])
+
+
+def test_the_confusion_matrix_says_counts_and_shares():
+    share = {"value": [0.75, 0.25, 0.5, 0.5], "low": 0.2, "high": 0.8, "patches": [3, 1, 2, 2]}
+    truth = {"truth": np.repeat(["benign", "malignant"], 2), "called": ["benign", "malignant"] * 2}
+    axis = plots.confusion(pd.DataFrame({**truth, **share}), "h").axes[0]
+    assert axis.texts[0].get_text() == "3\n75.0%\n(20.0% to 80.0%)"
+    assert np.array_equal(axis.get_images()[0].get_array(), [[0.75, 0.25], [0.5, 0.5]])
+
+
+def test_curves_name_each_model_and_chance():
+    table = pd.concat(
+        [pd.DataFrame({"curve": curve, "x": [0, 1], "name": name}) for curve in ("ROC", "PR") for name in "ab"]
+    )
+    figure = plots.curves(table.assign(value=0.5, low=0.4, high=0.6), 0.4, "h")
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b", "chance"]
+    assert figure.axes[1].lines[-1].get_ydata() == [0.4, 0.4]
+
+
+def test_a_case_is_a_patch_and_the_same_patch_with_its_map():
+    images, maps = np.arange(3 * 64 * 64).reshape(3, 64, 64), np.random.default_rng(0).random((3, 64, 64))
+    figure = plots.cases(images, maps, ["a", "b", "c"], [0, 9], "h", columns=2)
+    assert [axis.get_title("left") for axis in figure.axes[:6:2]] == ["a", "b", "c"]
+    patch, (under, over) = figure.axes[4].get_images()[0], figure.axes[5].get_images()
+    assert np.array_equal(patch.get_array(), images[2]) and np.array_equal(under.get_array(), images[2])
+    assert np.array_equal(over.get_array(), maps[2])
+
+
+def test_the_gallery_outlines_the_nodule_in_every_picture():
+    mask = np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 10
+    maps = np.zeros((2, 4, 64, 64))
+    shown = {
+        "rows": ["a", "b"],
+        "columns": ["CAM", "laid over", "Grad-CAM", "laid over"],
+        "window": [0, 1],
+        "heading": "h",
+    }
+    figure = plots.gallery(np.zeros((64, 64)), mask, maps, **shown)
+    assert len(figure.axes) == 10 and all(len(axis.collections) == 1 for axis in figure.axes)
+    assert not any(axis.collections for axis in plots.gallery(np.zeros((64, 64)), ~mask & mask, maps, **shown).axes)

@@ -264,3 +264,134 @@ def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: l
     axis.set_axis_off()
     figure.suptitle(heading)
     return figure
+
+
+def phases(table: pd.DataFrame, heading: str) -> Figure:
+    """Losses before and after all layers are trained, a panel an arm; ``table`` has ``arm, part, epoch, loss``.
+
+    The head alone is trained up to epoch 0. ``part`` is ``train`` (by step) or ``valid`` (points).
+    """
+    names = table["arm"].unique()
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1.5 + 3.2 * columns, 0.9 + 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axis, name in zip(axes, names, strict=False):
+        train, valid = (table[(table["arm"] == name) & (table["part"] == part)] for part in ("train", "valid"))
+        axis.axvline(0, color="0.6", linestyle=":")
+        axis.plot(train["epoch"], train["loss"], color=BLUE, linewidth=1.2, label="train")
+        axis.plot(valid["epoch"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
+        axis.set_title(name, fontsize=10)
+        axis.set(xlabel="epoch (0: all layers start)", ylabel="cross-entropy", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(which="both", labelsize=8)
+        axis.label_outer()
+    for axis in list(figure.axes)[len(names) :]:
+        axis.set_axis_off()
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def confusion(table: pd.DataFrame, heading: str) -> Figure:
+    """Truth against call; ``table`` has ``truth, called, patches, value, low, high``, shares of the truth."""
+    names = list(CLASS_COLOURS)
+    figure = Figure(figsize=(6.2, 5), layout="constrained")
+    axis = figure.subplots()
+    shares = table.pivot(index="truth", columns="called", values="value").reindex(index=names, columns=names)
+    shown = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for row in table.itertuples():
+        text = f"{row.patches}\n{row.value:.1%}\n({row.low:.1%} to {row.high:.1%})"
+        colour = "white" if row.value > 0.6 else "0.15"
+        axis.text(names.index(row.called), names.index(row.truth), text, ha="center", va="center", color=colour)
+    axis.set(title=heading, xlabel="called", ylabel="truth")
+    axis.set_xticks(range(2), names)
+    axis.set_yticks(range(2), names, rotation=90, va="center")
+    figure.colorbar(shown, ax=axis, format=PercentFormatter(1), label="share of the truth")
+    return figure
+
+
+def curves(table: pd.DataFrame, prevalence: float, heading: str) -> Figure:
+    """ROC and precision-recall curves with bands; ``table`` has ``name, curve, x, value, low, high``."""
+    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, curve in ((left, "ROC"), (right, "PR")):
+        chosen = table[table["curve"] == curve]
+        for name, colour, style in zip(chosen["name"].unique(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False):
+            line = chosen[chosen["name"] == name]
+            axis.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
+            axis.plot(line["x"], line["value"], style, color=colour, label=name)
+        axis.set(xlim=(0, 1), ylim=(0, 1.02))
+        for along in (axis.xaxis, axis.yaxis):
+            along.set_major_formatter(PercentFormatter(1))
+    left.plot([0, 1], [0, 1], ":", color="0.5", label="chance")
+    right.axhline(prevalence, linestyle=":", color="0.5", label="chance")
+    left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
+    right.set(title="Precision and recall", xlabel="recall (sensitivity)", ylabel="precision")
+    left.legend(frameon=False, loc="lower right")
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def cases(
+    images: np.ndarray, maps: np.ndarray, titles: list[str], window: list[float], heading: str, columns: int
+) -> Figure:
+    """Patches (N, 64, 64), each with its activation map (N, 64, 64) in 0..1 laid over it, ``columns`` pairs a row."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.8, 1.95 * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, (image, one, title) in enumerate(zip(images, maps, titles, strict=True)):
+        left, right = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
+        for axis in (left, right):
+            axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
+        shown = right.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=0.5)
+        left.set_title(title, fontsize=8, loc="left")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.015)
+    bar.set_label("evidence for malignant, of the highest", fontsize=9)
+    bar.solids.set_alpha(1)
+    figure.suptitle(heading)
+    return figure
+
+
+def gallery(
+    image: np.ndarray,
+    mask: np.ndarray,
+    maps: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    window: list[float],
+    heading: str,
+) -> Figure:
+    """Activation maps of one patch: a row a network; each method as computed, then laid over the patch.
+
+    Args:
+        image: the patch, (64, 64).
+        mask: inside the nodule's outline, (64, 64); nothing is drawn where it is empty.
+        maps: (rows, 2 * methods, 64, 64) in 0..1; every second one is laid over.
+        rows: names.
+        columns: names of the methods, twice.
+        window: pixel values shown black and white.
+        heading: the title.
+    """
+    figure = Figure(figsize=(1.7 * (1 + len(columns)) + 1.2, 1.65 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), 1 + len(columns), squeeze=False)
+    for name, line, shown in zip(rows, axes, maps, strict=True):
+        line[0].imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
+        line[0].set_ylabel(name, fontsize=9)
+        for i, (axis, one) in enumerate(zip(line[1:], shown, strict=True)):
+            if i % 2:
+                axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
+            axis.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=0.5 if i % 2 else 1, interpolation="nearest")
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            if mask.any():
+                axis.contour(mask, levels=[0.5], colors=[ORANGE], linewidths=1)
+    for axis, name in zip(axes[0], ["patch", *columns], strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(heading)
+    return figure
