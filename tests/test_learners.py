@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nodules import learners
+from nodules import learners, whole
 from nodules.errors import InputError
 from nodules.features import Bank
 
@@ -174,7 +174,7 @@ def test_a_restart_leaps_from_almost_0_to_the_highest_rate(toy, mult, starts):
 def test_a_slice_gives_each_layer_group_its_own_rate(toy, schedule):
     learn = learners.learner(*toy, draw=False, seed=0)
     learn.splitter = lambda model: [list(model[:3].parameters()), list(model[3:].parameters())]
-    rates = learners.GroupRates()
+    rates = whole.GroupRates()
     learn.add_cb(rates)
     with learn.no_bar(), learn.no_logging():
         learners.fit(learn, 2, slice(1e-4, 1e-3), schedule)

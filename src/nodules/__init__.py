@@ -4,9 +4,10 @@ Modules are layered: one imports only from those of a smaller number.
 
 1. ``errors``, ``paths``, ``lidc``: what a user can do wrong; where things live; the radiologists' annotations
 2. ``arrays``, ``metrics``, ``split``, ``phantom``, ``plots``, ``views``: arrays and tables in, the same or figures out
-3. ``baselines``, ``patches``, ``models``: what needs no picture; any source in one table; networks and their weights
+3. ``baselines``, ``patches``, ``models``, ``scratch``: what needs no network; any source in one table; networks
 4. ``features``, ``results``, ``export``: the feature bank; numbers and figures with provenance; folders of pictures
 5. ``learners``: heads trained through fastai, learning rates, test-time augmentation
-6. ``run``, ``report``, ``bench``: notebooks executed, the report page, measured ratios
-7. ``__main__``: the command line
+6. ``whole``, ``explain``: all layers trained on pictures; class activation maps
+7. ``run``, ``report``, ``bench``: notebooks executed, the report page, measured ratios
+8. ``__main__``: the command line
 """

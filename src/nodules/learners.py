@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback  # noqa: F401  gives learners no_bar
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos, minimum, slide, steep, valley
 from fastai.data.core import DataLoaders
@@ -23,8 +22,8 @@ from fastai.vision.learner import create_head
 from torch import Tensor, nn
 
 from nodules.errors import InputError
-from nodules.features import Bank, device, pooled, width
-from nodules.models import Body, parameters
+from nodules.features import Bank, device
+from nodules.models import parameters
 
 BATCH = 256
 HIDDEN = 128
@@ -270,44 +269,3 @@ def average(p: np.ndarray, rule: str) -> np.ndarray:
     smallest = np.finfo(float).tiny
     malignant, benign = (np.exp(np.log(np.maximum(q, smallest)).mean(axis=1)) for q in (p, 1 - p))
     return malignant / (malignant + benign)
-
-
-class Network(nn.Module):
-    """Body and head in one, from pixel values (N, 64, 64) to two logits."""
-
-    def __init__(self, body: Body, pool: str) -> None:
-        super().__init__()
-        self.body, self.pool, self.head = body, pool, head(width(body, pool))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2)."""
-        return self.head(pooled(self.body(self.body.prepare(images)), self.pool))
-
-    def groups(self) -> list[list[nn.Parameter]]:
-        """Parameters by layer group, from input to output, the head last."""
-        return [*self.body.groups(), list(self.head.parameters())]
-
-
-class GroupRates(Callback):
-    """Record what learning rate the optimizer really used in each layer group, step by step."""
-
-    def before_fit(self) -> None:
-        """Start anew."""
-        self.rates = []
-
-    def after_batch(self) -> None:
-        """Read the optimizer."""
-        if self.training:
-            self.rates.append([hyper["lr"] for hyper in self.opt.hypers])
-
-
-def group_rates(body: Body, images: np.ndarray, y: np.ndarray, pool: str, lr: slice, steps: int) -> pd.DataFrame:
-    """Learning rates of a short one-cycle training of the whole network on a few patches: ``step, group, lr``."""
-    pairs = [(image.astype(np.float32), int(label)) for image, label in zip(images, y, strict=True)]
-    loader = DataLoader(pairs, bs=-(-len(pairs) // steps), device=device())
-    network, rates = Network(body, pool).to(device()), GroupRates()
-    learn = Learner(DataLoaders(loader, loader), network, nn.CrossEntropyLoss(), splitter=Network.groups, cbs=rates)
-    with no_random(), learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(1, lr)
-    wide = pd.DataFrame(rates.rates).rename_axis("step").rename_axis(columns="group")
-    return wide.stack().rename("lr").reset_index()
