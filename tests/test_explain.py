@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
 
 from nodules import explain, features, learners, models, whole
 
@@ -39,7 +41,7 @@ def test_the_mean_of_a_classic_map_is_the_logit(linear):
     with torch.inference_mode():
         logits = linear(torch.from_numpy(IMAGES.astype(np.float32))[:, None]).numpy()
     assert maps.shape[0] == 6 and maps.shape[1] == maps.shape[2]
-    assert np.allclose(maps.mean((1, 2)) + linear.bias.item(), logits, atol=1e-3)
+    assert np.allclose(maps.mean((1, 2)) + linear.bias, logits, atol=1e-3)
 
 
 def test_the_linear_head_is_the_logistic_regression_that_was_fitted(linear):
@@ -114,3 +116,17 @@ def test_controls_score_as_what_they_are():
     assert table.loc[("centred blob", "hit"), "value"] == 1
     assert abs(table.loc[("random map", "mass"), "value"] - mask.mean()) < 0.01
     assert abs(table.loc[("random map", "hit"), "value"] - mask.mean()) < 0.04
+
+
+def test_likeness_is_the_rank_correlation_of_each_map():
+    maps, others = rng.random((5, 4, 4)), rng.random((5, 4, 4))
+    expected = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps, others, strict=True)]
+    assert np.allclose(explain.likeness(maps, others), expected)
+    assert np.allclose(explain.likeness(maps, maps**3), 1), "order counts, not size"
+    assert not explain.likeness(maps, np.zeros_like(maps)).any()
+
+
+def test_titles_say_what_the_source_knows():
+    table = pd.DataFrame({"id": ["a"], "p_tta": [0.256], "patient": ["P1"], "ratings": ["5;4"]})
+    assert explain.titles(table) == ["a\np 0.26, ratings 5;4, P1"]
+    assert explain.titles(table.assign(patient=np.nan).drop(columns="ratings")) == ["a\np 0.26"]

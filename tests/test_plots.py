@@ -142,7 +142,7 @@ def test_phases_have_a_panel_an_arm_and_valid_as_points():
     table = pd.DataFrame(
         {"arm": np.repeat(["a", "b", "c", "d", "e"], 4), "part": ["train", "train", "valid", "valid"] * 5}
     )
-    table = table.assign(epoch=[-1, 0, 0.5, 1] * 5, loss=np.linspace(0.5, 3, 20))
+    table = table.assign(done=[-1, 0, 0.5, 1] * 5, loss=np.linspace(0.5, 3, 20))
     figure = plots.phases(table, "h")
     assert [axis.get_title() for axis in figure.axes[:5]] == ["a", "b", "c", "d", "e"]
     assert figure.axes[0].lines[2].get_marker() == "o"

@@ -7,7 +7,8 @@ Modules are layered: one imports only from those of a smaller number.
 3. ``baselines``, ``patches``, ``models``, ``scratch``: what needs no network; any source in one table; networks
 4. ``features``, ``results``, ``export``: the feature bank; numbers and figures with provenance; folders of pictures
 5. ``learners``: heads trained through fastai, learning rates, test-time augmentation
-6. ``whole``, ``explain``: all layers trained on pictures; class activation maps
-7. ``run``, ``report``, ``bench``: notebooks executed, the report page, measured ratios
-8. ``__main__``: the command line
+6. ``whole``: all layers trained on pictures
+7. ``explain``: class activation maps
+8. ``explore``, ``run``, ``report``, ``bench``: a widget; notebooks executed, the report page, measured ratios
+9. ``__main__``: the command line
 """

@@ -7,29 +7,37 @@ import numpy as np
 import pandas as pd
 import torch
 from captum.attr import LayerGradCam
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nodules import metrics, models
-from nodules.features import Bank, device
+from nodules import learners, metrics, models
+from nodules.features import Bank, bank, device, width
+from nodules.scratch import seeded
+from nodules.whole import Network
 
 BATCH = 64
+HEAD_LR = 1e-3
 BLOB = 8  # pixels, standard deviation of the centred blob
 
 
 class Averaged(nn.Module):
-    """A body, the mean over space of every stage, and one linear layer: what classic activation maps need."""
+    """A body, the mean over space of every stage, and one linear layer: what classic activation maps need.
 
-    def __init__(self, body: models.Body, weight: Tensor, bias: Tensor) -> None:
+    ``mean`` (features) is what the average patch shows, ``weight`` (features) what speaks for malignant when there is
+    more of it, ``bias`` the logit of the average patch.
+    """
+
+    def __init__(self, body: models.Body, mean: Tensor, weight: Tensor, bias: float) -> None:
         super().__init__()
-        self.body, self.weight, self.bias = body, weight, bias
+        self.body, self.mean, self.weight, self.bias = body, mean, weight, bias
 
     def forward(self, images: Tensor) -> Tensor:
         """The logit of malignant against benign (N,), from pixel values (N, 1, 64, 64)."""
         maps = self.body(self.body.prepare(images))
-        return torch.cat([m.mean((2, 3)) for m in maps], 1) @ self.weight + self.bias
+        return (torch.cat([m.mean((2, 3)) for m in maps], 1) - self.mean) @ self.weight + self.bias
 
 
 def averaged(body: models.Body, bank: Bank, y: np.ndarray, rows: np.ndarray) -> Averaged:
@@ -38,17 +46,43 @@ def averaged(body: models.Body, bank: Bank, y: np.ndarray, rows: np.ndarray) -> 
     means = np.repeat([False, True] * len(body.channels), np.repeat(body.channels, 2))
     scaler, model = StandardScaler(), LogisticRegression(C=0.01, max_iter=500)
     model.fit(scaler.fit_transform(bank.features[rows, 0][:, means].astype(np.float32)), y[rows])
-    weight = model.coef_[0] / scaler.scale_
-    values = (torch.tensor(value, dtype=torch.float) for value in (weight, model.intercept_[0] - weight @ scaler.mean_))
-    return Averaged(body, *values).to(device()).eval()
+    mean, weight = (
+        torch.tensor(v, dtype=torch.float, device=device()) for v in (scaler.mean_, model.coef_[0] / scaler.scale_)
+    )
+    return Averaged(body.to(device()).eval(), mean, weight, float(model.intercept_[0]))
+
+
+def networks(
+    body: models.Body, images: np.ndarray, y: np.ndarray, split: np.ndarray, epochs: int, seed: int
+) -> tuple[Averaged, Network]:
+    """Two networks on one frozen body: a linear one for classic CAM, and one with fastai's head for Grad-CAM.
+
+    Args:
+        body: any of the registry.
+        images: (N, 64, 64).
+        y: labels, (N,).
+        split: ``train``, ``valid`` or ``test`` of each patch, (N,); the heads learn from ``train``.
+        epochs: of the second head.
+        seed: likewise.
+    """
+    found = bank(body, images, "all")
+    trained = learners.train(found, y, split, epochs=epochs, lr=HEAD_LR, seed=seed)
+    return averaged(body, found, y, np.flatnonzero(split == "train")), Network(body, "all", trained.model).to(device())
+
+
+def forgotten(network: Network, seed: int) -> Network:
+    """The same body under a head of random weights."""
+    drawn = seeded(lambda: learners.head(width(network.body, network.pool)), seed)
+    return Network(network.body, network.pool, drawn).to(device()).eval()
 
 
 @torch.inference_mode()
 def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
     """Classic class activation maps (Zhou et al. 2016, arXiv 1512.04150), of every stage together.
 
-    Each stage's maps are added with the weights of their means, and the stages' sums at the size of the first. Up to
-    the bias the mean over such a map **is** the logit: nothing is left out.
+    The features of each stage, less those of the average patch, are added with the weights of their means; then the
+    stages' sums at the size of the first. Up to the bias the mean over such a map **is** the logit: nothing is left
+    out, and a place that looks as the average patch does counts nothing.
 
     Args:
         network: made by :func:`averaged`.
@@ -57,13 +91,13 @@ def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
     Returns:
         (N, side, side), the side of the first stage's map.
     """
+    weights, means = (values.split(network.body.channels) for values in (network.weight, network.mean))
     out = []
     for start in range(0, len(images), BATCH):
         batch = torch.from_numpy(images[start : start + BATCH].astype(np.float32))[:, None].to(device())
         maps = network.body.eval()(network.body.prepare(batch))
-        parts = zip(maps, network.weight.split(network.body.channels), strict=True)
-        evidence = [torch.einsum("nchw,c->nhw", m, weight)[:, None] for m, weight in parts]
-        out.append(sum(F.interpolate(e, maps[0].shape[2:], mode="bilinear") for e in evidence)[:, 0])
+        parts = [torch.einsum("nchw,c->nhw", m, w) - mean @ w for m, w, mean in zip(maps, weights, means, strict=True)]
+        out.append(sum(F.interpolate(e[:, None], maps[0].shape[2:], mode="bilinear") for e in parts)[:, 0])
     return torch.cat(out).cpu().numpy()
 
 
@@ -86,9 +120,12 @@ def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
     return torch.cat(out).numpy()
 
 
-def overlay(maps: np.ndarray, side: int) -> np.ndarray:
-    """Positive evidence at the size of the patches, each map scaled to a highest value of 1: (N, side, side)."""
-    grown = F.interpolate(torch.from_numpy(maps)[:, None].float(), (side, side), mode="bilinear")[:, 0].clamp(min=0)
+def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:
+    """Positive evidence at the size of the patches, each map scaled to a highest value of 1: (N, side, side).
+
+    ``mode`` is torch's of interpolation; ``nearest`` shows the map as it was computed.
+    """
+    grown = F.interpolate(torch.from_numpy(maps)[:, None].float(), (side, side), mode=mode)[:, 0].clamp(min=0)
     return (grown / grown.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()
 
 
@@ -127,3 +164,26 @@ def localisation(found: dict[str, np.ndarray], masks: np.ndarray, groups: np.nda
         for part, values in pointing(maps, masks).items():
             rows.append({"name": name, "part": part, **metrics.mean(values.to_numpy(), groups, seed)})
     return pd.DataFrame(rows)
+
+
+def likeness(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each map (N, s, s) with its counterpart, (N,); 0 where one of them is constant.
+
+    A map that looks the same after the head's weights were drawn anew explains nothing (Adebayo et al. 2018, arXiv
+    1810.03292).
+    """
+    first, second = (rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others))
+    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
+    size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return (first * second).sum(1) / np.where(size > 0, size, 1)
+
+
+def titles(table: pd.DataFrame) -> list[str]:
+    """Two lines for each patch: its ``id``; its probability ``p_tta``, and ratings and patient where they are known."""
+    out = []
+    for row in table.to_dict("records"):
+        parts = [f"p {row['p_tta']:.2f}"]
+        parts += [f"ratings {row['ratings']}"] if "ratings" in row else []
+        parts += [f"{row['patient']}"] if isinstance(row["patient"], str) else []
+        out.append(f"{row['id']}\n{', '.join(parts)}")
+    return out

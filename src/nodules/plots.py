@@ -13,6 +13,7 @@ from nodules.errors import InputError
 
 sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"image.cmap": "gray"})
 BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
+LAID_OVER = 0.8  # opacity of an activation map where it is highest; where it is 0 the patch is seen unchanged
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 
 
@@ -267,9 +268,10 @@ def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: l
 
 
 def phases(table: pd.DataFrame, heading: str) -> Figure:
-    """Losses before and after all layers are trained, a panel an arm; ``table`` has ``arm, part, epoch, loss``.
+    """Losses before and after all layers are trained, a panel an arm; ``table`` has ``arm, part, done, loss``.
 
-    The head alone is trained up to epoch 0. ``part`` is ``train`` (by step) or ``valid`` (points).
+    ``done`` is the share of a training that is done: the head alone up to 0, then all layers up to 1. ``part`` is
+    ``train`` (by step) or ``valid`` (points).
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
@@ -279,13 +281,12 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
     for axis, name in zip(axes, names, strict=False):
         train, valid = (table[(table["arm"] == name) & (table["part"] == part)] for part in ("train", "valid"))
         axis.axvline(0, color="0.6", linestyle=":")
-        axis.plot(train["epoch"], train["loss"], color=BLUE, linewidth=1.2, label="train")
-        axis.plot(valid["epoch"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
+        axis.plot(train["done"], train["loss"], color=BLUE, linewidth=1.2, label="train")
+        axis.plot(valid["done"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
         axis.set_title(name, fontsize=10)
-        axis.set(xlabel="epoch (0: all layers start)", ylabel="cross-entropy", yscale="log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(which="both", labelsize=8)
+        axis.set(ylabel="cross-entropy", yscale="log", xlim=(-1.05, 1.05))
+        axis.set_xticks([-0.5, 0.5], ["head alone", "all layers"])
+        axis.tick_params(which="both", labelsize=9)
         axis.label_outer()
     for axis in list(figure.axes)[len(names) :]:
         axis.set_axis_off()
@@ -349,7 +350,7 @@ def cases(
         left, right = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         for axis in (left, right):
             axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
-        shown = right.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=0.5)
+        shown = right.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * one)
         left.set_title(title, fontsize=8, loc="left")
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.015)
     bar.set_label("evidence for malignant, of the highest", fontsize=9)
@@ -386,7 +387,8 @@ def gallery(
         for i, (axis, one) in enumerate(zip(line[1:], shown, strict=True)):
             if i % 2:
                 axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
-            axis.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=0.5 if i % 2 else 1, interpolation="nearest")
+            alpha = LAID_OVER * one if i % 2 else 1
+            axis.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=alpha, interpolation="nearest")
         for axis in line:
             axis.set(xticks=[], yticks=[])
             if mask.any():
@@ -394,4 +396,32 @@ def gallery(
     for axis, name in zip(axes[0], ["patch", *columns], strict=True):
         axis.set_title(name, fontsize=9)
     figure.suptitle(heading)
+    return figure
+
+
+def inspection(
+    image: np.ndarray, evidence: np.ndarray, seen: np.ndarray, p: np.ndarray, window: list[float], heading: str
+) -> Figure:
+    """One patch, its activation map, and all views of it with the probability that each gets.
+
+    Args:
+        image: the patch, (64, 64).
+        evidence: its activation map, (64, 64) in 0..1.
+        seen: its views, (V, 64, 64), V even.
+        p: probability of malignancy of each view, (V,).
+        window: pixel values shown black and white.
+        heading: the title.
+    """
+    half = len(seen) // 2
+    figure = Figure(figsize=(5.6 + 1.4 * half, 3.5), layout="constrained")
+    grid = figure.add_gridspec(2, half + 4)
+    places = [grid[:, :2], grid[:, 2:4], *(grid[i // half, 4 + i % half] for i in range(len(seen)))]
+    names = ["patch", "evidence for malignant", *(f"p {value:.2f}" for value in p)]
+    for place, shown, name in zip(places, [image, image, *seen], names, strict=True):
+        axis = figure.add_subplot(place)
+        axis.imshow(shown, vmin=window[0], vmax=window[1], interpolation="nearest")
+        axis.set_title(name, fontsize=10)
+        axis.set_axis_off()
+    figure.axes[1].imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
+    figure.suptitle(heading, fontsize=12)
     return figure
