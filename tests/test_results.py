@@ -93,7 +93,7 @@ def test_the_report_is_one_page_with_everything_in_it(run, tmp_path):
     text = report.build(tmp_path / "runs" / "x", out).read_text()
     assert "There are 40 patches." in text and "It is 0.81." in text
     assert text.count("data:image/png;base64") == 2
-    assert text.count("Missing: no notebook makes it yet") == len(report.FIGURES) - 1
+    assert text.count("Not made by this run") == len(report.FIGURES) - 1
     for outside in ('src="http', "<script", 'href="http', "@import", "<link"):
         assert outside not in text
     assert [text.index(f"Figure {n}. ") for n in range(1, 23)] == sorted(
@@ -132,6 +132,20 @@ def test_the_readme_gets_the_table_between_its_marks(run, tmp_path):
     readme.write_text("no marks")
     with pytest.raises(InputError, match="lacks the lines"):
         report.build(tmp_path / "runs" / "x", tmp_path / "figures", readme)
+
+
+def test_the_discussion_puts_our_rows_beside_the_cited_ones(run, tmp_path):
+    text = report.build(tmp_path / "runs" / "x", tmp_path / "figures").read_text()
+    section = text[text.index("Is 0.95 good?") : text.index("Beyond the report")]
+    rows = section.split("<tr>")
+    (ours,) = (row for row in rows if "ruler" in row)
+    assert "0.812 (0.500 to 0.500)" in ours and "own.npz" in ours and "01_data" in ours
+    cited = pd.read_csv(report.CITED)
+    for accuracy in (0.95, 0.93, 0.81, 0.68, 0.59, 0.863):
+        (row,) = cited[cited["accuracy"] == accuracy].itertuples()
+        (shown,) = (text for text in rows if f"<td>{row.what}</td>" in text)
+        assert f"<td>{accuracy}</td>" in shown and row.split in shown and row.source in shown
+    assert "an interval of 0.932 to 0.965" in section and "62.2%" in section and "$" not in section
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):

@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from PIL import Image
+from scipy.stats import binomtest
 from tqdm import tqdm
 
-from nodules import paths, results
+from nodules import patches, paths, results
 from nodules.errors import InputError
 
 # The 2019 report's figures in its numbering
@@ -41,6 +42,8 @@ FIGURES = {
     21: "Confusion matrix",
     22: "Whole network trained",
 }
+CITED, DISCUSSION = (Path(__file__).with_name(name) for name in ("cited.csv", "discussion.md"))
+DISCUSSED = ("01_data", "04_training", "05_whole_network")  # notebooks whose rows stand beside the cited ones
 DPI = 100
 README_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
 PAGE = Template("""<!DOCTYPE html>
@@ -130,6 +133,25 @@ def result_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
+def discussion(content: dict[str, Any]) -> str:
+    """The section "Is 0.95 good?": this run's rows beside what others state (``cited.csv``)."""
+    rows = [row for row in content["rows"] if row["notebook"] in DISCUSSED]
+    ours = result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
+    cited = pd.read_csv(CITED)
+    low, high = _wilson(cited["accuracy"][0], cited["patches"][0])
+    theirs = cited.assign(**{"test patches": cited["patches"].map("{:.0f}".format, na_action="ignore")})
+    theirs = theirs.rename(columns={"auc": "AUC (95% interval)", "accuracy": "accuracy (95% interval)"})
+    columns = ["what", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "test patches", "source"]
+    table = pd.concat([ours, theirs])[columns].fillna("not stated")
+    majority = (
+        max(patches.KAGGLE_COUNTS["benign"], patches.KAGGLE_COUNTS["malignant"]) / patches.KAGGLE_COUNTS["patches"]
+    )
+    numbers = {"low": f"{low:.3f}", "high": f"{high:.3f}", "majority": f"{majority:.1%}"}
+    run = content["runs"][0]
+    text = Template(DISCUSSION.read_text(encoding="utf-8"))
+    return text.substitute(numbers, data=run["data"], split=run["split"], table="\n".join(_markdown(table)))
+
+
 def update_readme(readme: Path, content: dict[str, Any]) -> None:
     """Replace what stands between the marks by the table of results."""
     text = readme.read_text(encoding="utf-8")
@@ -156,9 +178,8 @@ def page(
     for number, title in FIGURES.items():
         name = f"fig{number:02d}"
         heading = f"### Figure {number}. {title}\n\n"
-        cells.append(
-            heading + (_shown(name, figures[name]) if name in figures else "*Missing: no notebook makes it yet.*")
-        )
+        cells.append(heading + (_shown(name, figures[name]) if name in figures else "*Not made by this run.*"))
+    cells += [discussion(content)]
     beyond = {name: about for name, about in figures.items() if not name.startswith("fig")}
     cells += ["## Beyond the report"] + [
         f"### {about['title']}\n\n{_shown(name, about)}" for name, about in beyond.items()
@@ -169,6 +190,12 @@ def page(
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     return PAGE.substitute(title="Lung nodule malignancy", body=body)
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    """95% interval of a share of ``count`` independent patches (Wilson 1927)."""
+    interval = binomtest(round(share * count), int(count)).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def _about(content: dict[str, Any]) -> str:
