@@ -11,7 +11,7 @@ LAB_ARGS ?=
 RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-DRAWING   := src/nodules/plots.py src/nodules/report.py src/nodules/results.py
+DRAWING   := src/nodules/plots.py src/nodules/report.py src/nodules/results.py src/nodules/cited.csv src/nodules/discussion.md
 ifeq ($(RUN),runs/demo-phantom)
 FIGURES := figures
 README  := --readme README.md
@@ -91,6 +91,8 @@ $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILE
 $(RUN)/02_architectures.ipynb: $(RUN)/01_data.ipynb
 $(RUN)/03_learning_rate.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
+$(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
+$(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb
 
 # Drawing is apart from running: a change in it draws all figures again from their kept data
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)

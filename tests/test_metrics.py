@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,3 +172,16 @@ def test_curves_enclose_the_auc_and_their_bands_the_curves():
     assert (table["low"] <= table["value"] + 1e-9).mean() > 0.95 and (
         table["value"] <= table["high"] + 1e-9
     ).mean() > 0.95
+
+
+def test_slices_of_a_nodule_are_averaged_and_the_rest_is_kept():
+    table = pd.DataFrame(
+        {"nodule": list("baab"), "y": [1, 0, 0, 1], "p": [0.4, 0.1, 0.3, 0.8], "patient": list("xyyx")}
+    )
+    merged = metrics.per_nodule(table, ["p"])
+    assert merged.to_dict("list") == {
+        "nodule": ["b", "a"],
+        "y": [1, 0],
+        "p": [pytest.approx(0.6), pytest.approx(0.2)],
+        "patient": ["x", "y"],
+    }

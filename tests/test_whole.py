@@ -1,8 +1,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from nodules import features, learners, models, scratch, views, whole
@@ -159,3 +161,28 @@ def test_rescaling_gives_every_disc_its_size_in_millimetres():
     areas = (views.rescale(discs, spacing, 0.7) > 500).sum((1, 2)) * 0.7**2
     assert np.allclose(areas, np.pi * 10**2, rtol=0.04)
     assert (views.rescale(discs, spacing, 0.7)[1] == discs[1]).all()
+
+
+def test_a_kept_head_is_put_back_and_another_one_refused(tmp_path):
+    body = models.body("resnet34", "random")
+    network = whole.Network(body, "all", learners.head(features.width(body, "all"))).to(features.device())
+    path = tmp_path / "head.safetensors"
+    about = {"architecture": "resnet34", "weights": "random", "size": 64, "pool": "all"}
+    with pytest.raises(InputError, match="run 04_training again"):
+        whole.restore(about, "HU", path)
+    save_file(network.head.state_dict(), path)
+    assert np.array_equal(
+        whole.predict(whole.restore(about, "HU", path), IMAGES[:3]), whole.predict(network, IMAGES[:3])
+    )
+    with pytest.raises(InputError, match="no head of efficientnet_lite0"):
+        whole.restore(about | {"architecture": "efficientnet_lite0"}, "HU", path)
+
+
+def test_phases_end_the_head_where_all_layers_begin(budget):
+    found = run(small(), budget, steps=6)
+    head = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.6], "valid_loss": [0.8, 0.7], "accuracy": 0.5})
+    table = whole.phases({"a": found}, head)
+    before, after = table[table["done"] <= -0.5], table[(table["done"] > 0) & (table["part"] == "valid")]
+    assert before["loss"].tolist() == [0.7, 0.8] and table.loc[table["done"] == 0, "loss"].isin([0.6, 0.7]).sum() == 2
+    assert table["done"].between(-1, 1).all() and np.allclose(after["loss"], found.history["valid_loss"])
+    assert whole.phases({"a": found})["done"].min() == 0

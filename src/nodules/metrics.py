@@ -122,6 +122,12 @@ def mean(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) ->
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
 
 
+def per_nodule(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """A row a nodule: of ``columns`` the mean over its patches, of all others what its first patch has."""
+    how = {name: "mean" if name in columns else "first" for name in predictions if name != "nodule"}
+    return predictions.groupby("nodule", as_index=False, sort=False).agg(how)
+
+
 def youden(y: np.ndarray, p: np.ndarray) -> float:
     """The threshold with the highest sensitivity + specificity (Youden 1950); halfway to the next lower score."""
     false, true, thresholds = roc_curve(y, p, drop_intermediate=False)

@@ -111,7 +111,7 @@ class Run:
             self.tables.append({"name": name, "caption": caption})
         return path
 
-    def choice(self, name: str, **values: Any) -> Path:
+    def choice(self, name: str, /, **values: Any) -> Path:
         """Keep a decision for the notebooks that follow."""
         path = self.folder / f"{name}.choice"
         write_json(path, values)
@@ -201,6 +201,18 @@ def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
     if list(split["id"]) != list(patches.table["id"]):
         raise InputError(f"{path}: a split of other patches than these; run 01_data again")
     return split
+
+
+def load_predictions(run_dir: str, notebook: str) -> pd.DataFrame:
+    """Predictions that a notebook kept: ``id, patient, split`` (valid or test), ``y, p`` (plain), ``p_tta``.
+
+    Raises:
+        InputError: it has not been run.
+    """
+    path = paths.resolve(run_dir) / notebook / "predictions.csv"
+    if not path.exists():
+        raise InputError(f"{path}: not there; run {notebook} first")
+    return pd.read_csv(path, dtype={"id": str, "patient": str})
 
 
 def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import no_random
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,7 +114,8 @@ class Budget:
 
     def left(self) -> str:
         """Minutes left, to show."""
-        return f"{self.minutes - (time.monotonic() - self.started) / 60:.1f} of {self.minutes:g} min left"
+        left = max(0.0, self.minutes - (time.monotonic() - self.started) / 60)
+        return f"{left:.1f} of {self.minutes:g} min left"
 
 
 class ImageLoader(DataLoader):
@@ -294,6 +298,27 @@ def head_first(
     return Network(body, network["pool"], trained.model), trained.history
 
 
+def restore(network: dict[str, Any], unit: str, path: Path) -> Network:
+    """A network with the head that ``04_training`` kept, in evaluation mode and on the device.
+
+    Args:
+        network: ``architecture, weights, size, pool``.
+        unit: of the pixels.
+        path: the head, a safetensors file.
+
+    Raises:
+        InputError: the file is not there, damaged, or the head of another network.
+    """
+    body = models.body(network["architecture"], network["weights"], network["size"], unit)
+    last = head(width(body, network["pool"]))
+    try:
+        last.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: no head of {network['architecture']} ({reason}); run 04_training again") from error
+    return Network(body, network["pool"], last).to(device()).eval()
+
+
 def cross_validate(
     make: Callable[[np.ndarray], nn.Module],
     images: np.ndarray,
@@ -336,20 +361,25 @@ def cross_validate(
 
 
 def phases(trained: dict[str, Trained], head: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Losses of several trainings: ``arm, part, epoch, loss``, for :func:`nodules.plots.phases`.
+    """Losses of several trainings: ``arm, part, done, loss``, for :func:`nodules.plots.phases`.
 
-    The history of the ``head`` that they started from, if any, is counted down to epoch 0.
+    ``done`` is the share of the training that is done, 0 to 1. The history of the ``head`` that all started from, if
+    any, runs from -1 to 0.
     """
     parts = []
     for arm, found in trained.items():
-        histories = [found.history, found.steps.rename(columns={"loss": "train_loss"})[["epoch", "train_loss"]]]
-        histories[0] = histories[0].drop(columns="train_loss")
+        length = found.steps["epoch"].iloc[-1] or 1
+        histories = [found.history[["epoch", "valid_loss"]], found.steps[["epoch", "loss"]]]
+        histories = [h.assign(epoch=(h["epoch"] / length).clip(upper=1)) for h in histories]
         if head is not None:
-            histories.append(head.assign(epoch=head["epoch"] - head["epoch"].iloc[-1]))
+            histories.append(head.assign(epoch=head["epoch"] / head["epoch"].iloc[-1] - 1))
         for history in histories:
-            long = history.melt("epoch", [c for c in ("train_loss", "valid_loss") if c in history], "part", "loss")
-            parts.append(long.assign(arm=arm, part=long["part"].str.removesuffix("_loss")))
-    return pd.concat(parts, ignore_index=True).sort_values("epoch", kind="stable")
+            named = history.rename(
+                columns={"epoch": "done", "valid_loss": "valid", "train_loss": "train", "loss": "train"}
+            )
+            long = named.melt("done", [c for c in ("train", "valid") if c in named], "part", "loss")
+            parts.append(long.assign(arm=arm))
+    return pd.concat(parts, ignore_index=True).sort_values("done", kind="stable")
 
 
 class GroupRates(Callback):
