@@ -11,7 +11,7 @@ LAB_ARGS ?=
 RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-DRAWING   := src/nodules/plots.py src/nodules/report.py src/nodules/results.py src/nodules/cited.csv src/nodules/discussion.md
+DRAWING   := $(addprefix src/nodules/,plots.py report.py results.py cited.csv tried.csv discussion.md)
 ifeq ($(RUN),runs/demo-phantom)
 FIGURES := figures
 README  := --readme README.md

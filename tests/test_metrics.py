@@ -174,14 +174,14 @@ def test_curves_enclose_the_auc_and_their_bands_the_curves():
     ).mean() > 0.95
 
 
-def test_slices_of_a_nodule_are_averaged_and_the_rest_is_kept():
-    table = pd.DataFrame(
-        {"nodule": list("baab"), "y": [1, 0, 0, 1], "p": [0.4, 0.1, 0.3, 0.8], "patient": list("xyyx")}
-    )
-    merged = metrics.per_nodule(table, ["p"])
-    assert merged.to_dict("list") == {
-        "nodule": ["b", "a"],
-        "y": [1, 0],
-        "p": [pytest.approx(0.6), pytest.approx(0.2)],
-        "patient": ["x", "y"],
-    }
+def test_every_patch_gets_the_mean_of_its_nodule():
+    table = pd.DataFrame({"nodule": list("baab"), "p": [0.4, 0.1, 0.3, 0.8], "y": [1, 0, 0, 1]}, index=[7, 3, 5, 1])
+    merged = metrics.over_slices(table, ["p"])
+    assert merged["p"].to_dict() == pytest.approx({7: 0.6, 3: 0.2, 5: 0.2, 1: 0.6})
+    assert merged[["nodule", "y"]].equals(table[["nodule", "y"]])
+
+
+def test_slices_that_graze_a_nodule_do_not_count_where_their_order_is_known():
+    table = pd.DataFrame({"nodule": list("aaaabbc"), "slice_index": [30, 10, 40, 20, 1, 2, 9]})
+    table["p"] = [0.6, 0.0, 1.0, 0.5, 0.2, 0.4, 0.9]
+    assert metrics.over_slices(table, ["p"])["p"].tolist() == pytest.approx([0.55] * 4 + [0.3] * 2 + [0.9])

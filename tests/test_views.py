@@ -48,21 +48,12 @@ def test_dihedral_turns_the_last_two_axes_only(which):
 
 def test_augmented_images_are_symmetries_and_follow_the_generator():
     images = torch.randn(64, 1, 8, 8)
-    seen, again = (views.augment(images, np.random.default_rng(0), 0.0) for _ in range(2))
+    seen, again = (views.augment(images, np.random.default_rng(0)) for _ in range(2))
     assert torch.equal(seen, again)
     which = [
         [torch.equal(one, views.dihedral(image, k)) for k in range(8)] for one, image in zip(seen, images, strict=True)
     ]
     assert all(map(any, which)) and {row.index(True) for row in which} == set(range(8))
-
-
-def test_jitter_changes_contrast_and_brightness_about_as_much_as_it_says():
-    images = torch.randn(2000, 1, 8, 8) * 300 - 600
-    seen = views.augment(images, np.random.default_rng(0), 0.2)
-    gain = seen.std((1, 2, 3)) / images.std((1, 2, 3))
-    shift = (seen.mean((1, 2, 3)) - images.mean((1, 2, 3))) / images.std((1, 2, 3))
-    for found, mean in ((gain, 1.0), (shift, 0.0)):
-        assert abs(found.mean() - mean) < 0.02 and abs(found.std() - 0.2) < 0.02
 
 
 def test_rescaled_pixels_have_one_width():

@@ -147,14 +147,6 @@ def test_augmenting_is_exact_and_repeats():
     assert set(found) == set(range(8))
 
 
-def test_jitter_changes_contrast_and_brightness_by_as_much_as_it_says():
-    images = torch.randn(2000, 1, 8, 8) * 30 - 500
-    seen = views.augment(images, np.random.default_rng(0), 0.1)
-    gain = seen.std((1, 2, 3)) / images.std((1, 2, 3))
-    shift = (seen.mean((1, 2, 3)) - images.mean((1, 2, 3))) / images.std((1, 2, 3))
-    assert abs(gain.mean() - 1) < 0.01 and abs(gain.std() - 0.1) < 0.01 and abs(shift.std() - 0.1) < 0.01
-
-
 def test_rescaling_gives_every_disc_its_size_in_millimetres():
     spacing = np.array([0.5, 0.7, 0.9])
     discs = np.stack([1000 * (yy**2 + xx**2 < (10 / s) ** 2) for s in spacing]).astype(np.int16)

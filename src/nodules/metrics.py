@@ -122,10 +122,22 @@ def mean(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) ->
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
 
 
-def per_nodule(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """A row a nodule: of ``columns`` the mean over its patches, of all others what its first patch has."""
-    how = {name: "mean" if name in columns else "first" for name in predictions if name != "nodule"}
-    return predictions.groupby("nodule", as_index=False, sort=False).agg(how)
+def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Replace what was predicted of each patch by the mean over the slices of its ``nodule``.
+
+    Where ``slice_index`` is known, only the middle half of the slices counts: the outer ones graze the nodule.
+
+    Returns:
+        As many rows as given; ``drop_duplicates("nodule")`` leaves one a nodule.
+    """
+    counted = predictions
+    if "slice_index" in predictions:
+        slices = predictions.groupby("nodule")["slice_index"]
+        quarter = slices.transform("size") // 4
+        rank = slices.rank(method="first")
+        counted = predictions[(rank > quarter) & (rank <= slices.transform("size") - quarter)]
+    means = counted.groupby("nodule")[columns].mean()
+    return predictions.assign(**means.loc[predictions["nodule"]].set_index(predictions.index))
 
 
 def youden(y: np.ndarray, p: np.ndarray) -> float:

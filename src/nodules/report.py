@@ -42,7 +42,7 @@ FIGURES = {
     21: "Confusion matrix",
     22: "Whole network trained",
 }
-CITED, DISCUSSION = (Path(__file__).with_name(name) for name in ("cited.csv", "discussion.md"))
+CITED, TRIED, DISCUSSION = (Path(__file__).with_name(name) for name in ("cited.csv", "tried.csv", "discussion.md"))
 DISCUSSED = ("01_data", "04_training", "05_whole_network")  # notebooks whose rows stand beside the cited ones
 DPI = 100
 README_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
@@ -146,10 +146,16 @@ def discussion(content: dict[str, Any]) -> str:
     majority = (
         max(patches.KAGGLE_COUNTS["benign"], patches.KAGGLE_COUNTS["malignant"]) / patches.KAGGLE_COUNTS["patches"]
     )
-    numbers = {"low": f"{low:.3f}", "high": f"{high:.3f}", "majority": f"{majority:.1%}"}
     run = content["runs"][0]
-    text = Template(DISCUSSION.read_text(encoding="utf-8"))
-    return text.substitute(numbers, data=run["data"], split=run["split"], table="\n".join(_markdown(table)))
+    return Template(DISCUSSION.read_text(encoding="utf-8")).substitute(
+        data=run["data"],
+        split=run["split"],
+        table="\n".join(_markdown(table)),
+        tried="\n".join(_markdown(pd.read_csv(TRIED))),
+        low=f"{low:.3f}",
+        high=f"{high:.3f}",
+        majority=f"{majority:.1%}",
+    )
 
 
 def update_readme(readme: Path, content: dict[str, Any]) -> None:

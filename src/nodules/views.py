@@ -42,22 +42,16 @@ def dihedral(images: torch.Tensor, which: int) -> torch.Tensor:
     return turned.flip(-1) if which >= 4 else turned
 
 
-def augment(images: torch.Tensor, rng: np.random.Generator, jitter: float) -> torch.Tensor:
-    """Show each image in one of the eight symmetries of the square, with contrast and brightness changed.
+def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Show each image (N, 1, H, W), H = W, in one of the eight symmetries of the square, drawn by ``rng``.
 
     Free angles would need interpolation, which blurs: a network trained on nothing else does worse on sharp patches.
-
-    Args:
-        images: (N, 1, H, W), H = W, float.
-        rng: draws everything.
-        jitter: standard deviation of the gain around 1, and of the shift in standard deviations of the image.
     """
     which = torch.from_numpy(rng.integers(8, size=len(images))).to(images.device)
     seen = images.clone()
     for symmetry in range(8):
         seen[which == symmetry] = dihedral(images[which == symmetry], symmetry)
-    gain, shift = torch.from_numpy(rng.normal(0, jitter, (2, len(images), 1, 1, 1))).to(seen)
-    return seen + gain * (seen - seen.mean((2, 3), keepdim=True)) + shift * seen.std((2, 3), keepdim=True)
+    return seen
 
 
 def rescale(images: np.ndarray, spacing_mm: np.ndarray, to_mm: float) -> np.ndarray:

@@ -71,7 +71,6 @@ class Recipe:
     spread: float = 1.0  # how much smaller the rate of the first group is (discriminative learning rates)
     warmup: float = 0.0  # share of the training in which the rate rises
     frozen_statistics: bool = False  # batch norm in the body keeps its means and variances
-    jitter: float = 0.0  # of contrast and brightness, in standard deviations of the patch
     smoothing: float = 0.0  # of labels
 
     def rate(self, groups: int) -> Callable[[float], np.ndarray]:
@@ -121,11 +120,9 @@ class Budget:
 class ImageLoader(DataLoader):
     """Batches of pictures (B, 1, 64, 64) and their labels; with a ``seed`` shuffled and augmented in each epoch."""
 
-    def __init__(
-        self, images: np.ndarray, y: np.ndarray, rows: np.ndarray, batches: int, jitter: float, seed: int | None
-    ) -> None:
+    def __init__(self, images: np.ndarray, y: np.ndarray, rows: np.ndarray, batches: int, seed: int | None) -> None:
         super().__init__(range(batches), bs=1, device=device())
-        self.images, self.y, self.rows, self.batches, self.jitter = images, torch.tensor(y), rows, batches, jitter
+        self.images, self.y, self.rows, self.batches = images, torch.tensor(y), rows, batches
         self.draws = None if seed is None else np.random.default_rng(seed)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,7 +133,7 @@ class ImageLoader(DataLoader):
             rows = np.concatenate([self.draws.permutation(rows) for _ in range(passes)])[: self.batches * BATCH]
         for chunk in np.array_split(rows, self.batches):
             images = torch.from_numpy(self.images[chunk].astype(np.float32))[:, None]
-            yield views.augment(images, self.draws, self.jitter) if self.draws else images, self.y[chunk]
+            yield views.augment(images, self.draws) if self.draws else images, self.y[chunk]
 
 
 class FrozenStatistics(Callback):
@@ -227,8 +224,8 @@ def train(
     train, valid = (np.flatnonzero(split == part) for part in ("train", "valid"))
     batches = steps // CHECKS
     loaders = DataLoaders(
-        ImageLoader(images, y, train, batches, recipe.jitter, seed),
-        ImageLoader(images, y, valid, -(-len(valid) // (8 * BATCH)), 0.0, None),
+        ImageLoader(images, y, train, batches, seed),
+        ImageLoader(images, y, valid, -(-len(valid) // (8 * BATCH)), None),
         device=device(),
     )
     groups = getattr(network, "groups", lambda: [list(network.parameters())])()
