@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPEATS = 3
 PATCHES = 800  # N; also measured at 4N
 ARCHITECTURE = "resnet50"
+STEPS = 9  # of all layers
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled; learning rate; turned views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
 Job = tuple[Callable[..., Any], *tuple[Any, ...]]
@@ -93,6 +94,19 @@ def forward(n: int) -> dict[str, Any]:
         for batch in ready:
             body(batch)[-1].mean().item()  # waits for a GPU
     return {"seconds": time.perf_counter() - started}
+
+
+def fine_tune(precision: str) -> dict[str, Any]:
+    """Seconds of ``STEPS`` steps of all layers, and their validations, in ``float32`` or as the machine does best."""
+    from nodules import features, learners, models, whole
+
+    if precision == "float32":
+        whole.has_bfloat16 = lambda: False
+    body = models.body(ARCHITECTURE, "random")
+    network = whole.Network(body, "all", learners.head(features.width(body, "all")))
+    images, parts = _noise(PATCHES), np.where(np.arange(PATCHES) % 8, "train", "valid")
+    about = {"steps": STEPS, "budget": whole.Budget(1, 1), "name": precision}
+    return {"seconds": whole.train(network, images, np.arange(PATCHES) % 2, parts, whole.DEFAULT, **about).seconds}
 
 
 def _phantom() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,7 +213,9 @@ def compare_extraction() -> None:
 
 
 def compare_training() -> None:
-    """Heads on the bank against fastai's own learner."""
+    """All layers in two precisions; heads on the bank against fastai's own learner."""
+    layers = f"{STEPS} steps of all layers of {ARCHITECTURE}, float32 / bfloat16 where there is any"
+    compare(layers, (fine_tune, "float32"), (fine_tune, "bfloat16"))
     scaled = f"{EPOCHS} head epochs, stock fastai ({FEW} epochs x {EPOCHS}/{FEW}) / bank (aim: 100)"
     theirs, own = compare(scaled, (stock,), (ours,), repeats=1)
     print(f"  {own['weights']}, same patches, split and lr {LR:g}; of B, {own['extraction']:.1f} s are the bank")
