@@ -299,7 +299,7 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
 def confusion(table: pd.DataFrame, heading: str) -> Figure:
     """Truth against call; ``table`` has ``truth, called, patches, value, low, high``, shares of the truth."""
     names = list(CLASS_COLOURS)
-    figure = Figure(figsize=(6.2, 5), layout="constrained")
+    figure = Figure(figsize=(7.4, 5.4), layout="constrained")
     axis = figure.subplots()
     shares = table.pivot(index="truth", columns="called", values="value").reindex(index=names, columns=names)
     shown = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")

@@ -238,7 +238,8 @@ def _save(figure: Figure, path: Path) -> None:
     pixels = io.BytesIO()
     figure.savefig(pixels, dpi=DPI)
     with paths.replacing(path) as temporary:
-        Image.open(pixels).convert("RGB").quantize(256).save(temporary, optimize=True)
+        picture = Image.open(pixels).convert("RGB")
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(temporary, optimize=True)
 
 
 def _shown(name: str, about: dict[str, Any]) -> str:
