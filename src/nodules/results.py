@@ -194,9 +194,7 @@ def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
     Raises:
         InputError: it is not there, or of other patches.
     """
-    path = paths.resolve(run_dir) / "01_data" / "split.csv"
-    if not path.exists():
-        raise InputError(f"{path}: not there; run 01_data first")
+    path = _kept(run_dir, "01_data", "split.csv")
     split = pd.read_csv(path, dtype={"id": str, "patient": str})
     if list(split["id"]) != list(patches.table["id"]):
         raise InputError(f"{path}: a split of other patches than these; run 01_data again")
@@ -209,10 +207,7 @@ def load_predictions(run_dir: str, notebook: str) -> pd.DataFrame:
     Raises:
         InputError: it has not been run.
     """
-    path = paths.resolve(run_dir) / notebook / "predictions.csv"
-    if not path.exists():
-        raise InputError(f"{path}: not there; run {notebook} first")
-    return pd.read_csv(path, dtype={"id": str, "patient": str})
+    return pd.read_csv(_kept(run_dir, notebook, "predictions.csv"), dtype={"id": str, "patient": str})
 
 
 def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:
@@ -221,10 +216,14 @@ def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:
     Raises:
         InputError: it has not been run.
     """
-    path = paths.resolve(run_dir) / notebook / f"{name}.choice"
+    return json.loads(_kept(run_dir, notebook, f"{name}.choice").read_text(encoding="utf-8"))
+
+
+def _kept(run_dir: str, notebook: str, file: str) -> Path:
+    path = paths.resolve(run_dir) / notebook / file
     if not path.exists():
         raise InputError(f"{path}: not there; run {notebook} first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return path
 
 
 def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
