@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from nodules import learners, metrics, models
 from nodules.features import Bank, bank, device, width
 from nodules.scratch import seeded
-from nodules.whole import Network
+from nodules.whole import HEAD_LR, Network
 
 BATCH = 64
-HEAD_LR = 1e-3
 BLOB = 8  # pixels, standard deviation of the centred blob
 
 
