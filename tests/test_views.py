@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from nodules import views
 
@@ -63,3 +64,44 @@ def test_rescaled_pixels_have_one_width():
     assert same.dtype == discs.dtype and same.shape == discs.shape
     area = (same > 500).sum((1, 2))
     assert area[0] == (discs[0] > 500).sum() and abs(area[1] / area[0] - 1) < 0.03, "20 pixels of 0.5 mm are 10 of 1 mm"
+
+
+def disc(radius):
+    y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    return torch.sigmoid(radius - (x**2 + y**2).sqrt())[None, None]
+
+
+def test_zoom_makes_a_nodule_as_many_times_wider():
+    seen = views.zoom(disc(10).repeat(3, 1, 1, 1), torch.tensor([1.0, 1.4, 0.5]))
+    widths = (seen.sum((1, 2, 3)) / np.pi).sqrt()
+    assert torch.allclose(widths / widths[0], torch.tensor([1.0, 1.4, 0.5]), atol=0.02)
+    assert torch.allclose(seen[:1], disc(10), atol=1e-4)
+
+
+def test_blur_is_that_of_scipy_by_each_ones_own_width():
+    images = torch.randn(3, 1, 64, 64)
+    seen = views.blur(images, torch.tensor([0.0, 0.7, 1.5]))
+    for image, one, sigma in zip(images[:, 0].numpy(), seen[:, 0].numpy(), (0.0, 0.7, 1.5), strict=True):
+        inside = slice(6, -6)
+        assert np.allclose(
+            gaussian_filter(image, sigma, truncate=4 / max(sigma, 1))[inside, inside], one[inside, inside], atol=0.02
+        )
+
+
+@pytest.mark.parametrize("kind", [*views.AUGMENTATIONS, "all"])
+def test_each_augmentation_changes_every_image_by_an_amount_of_its_own_and_repeats(kind):
+    images = (disc(8) + 0.2 * torch.rand(1, 1, 64, 64)).repeat(4, 1, 1, 1) * 1000 - 800
+    before = images.clone()
+    seen, again = (views.vary(images, kind, np.random.default_rng(0), 1200.0) for _ in range(2))
+    other = views.vary(images, kind, np.random.default_rng(1), 1200.0)
+    assert torch.equal(seen, again) and torch.equal(images, before) and seen.shape == images.shape
+    assert not any(torch.allclose(seen[i], one, atol=1) for i in range(4) for one in (images[0], other[i]))
+    assert not any(torch.allclose(seen[i], seen[k], atol=1) for i in range(4) for k in range(i))
+
+
+def test_jitter_and_noise_are_as_strong_as_they_say():
+    images, rng = torch.zeros(400, 1, 16, 16), np.random.default_rng(0)
+    brightness = views.vary(images, "jitter", rng, 1200.0).mean((1, 2, 3))
+    assert brightness.abs().max() <= views.OFFSET * 1200 < 1.05 * brightness.abs().max()
+    spread = views.vary(images, "noise", rng, 1200.0).std((1, 2, 3))
+    assert spread.max() < 1.2 * views.NOISE * 1200 and spread.mean() == pytest.approx(views.NOISE * 600, rel=0.1)

@@ -20,7 +20,7 @@ from nodules import models, paths, views
 from nodules.errors import InputError
 
 POOLS = ("last", "all")  # stages
-VIEWS = ("none", "rotate", "dihedral")
+VIEWS = ("none", "dihedral", "all", *views.AUGMENTATIONS)
 BATCH = 128  # images in one forward pass
 
 
@@ -51,8 +51,8 @@ def check(pool: str, kind: str, k: int) -> None:
         raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
     if kind not in VIEWS:
         raise InputError(f"views={kind!r}: no such views; take one of {', '.join(VIEWS)}")
-    if kind == "rotate" and k < 1:
-        raise InputError(f"k={k}: how many turned views are kept of each patch; take 1 or more")
+    if kind not in ("none", "dihedral") and k < 1:
+        raise InputError(f"k={k}: how many augmented views are kept of each patch; take 1 or more")
 
 
 def pooled(maps: list[torch.Tensor], pool: str) -> torch.Tensor:
@@ -75,25 +75,24 @@ def bank(
         body: the network; is put into evaluation mode and onto the device, its weights are not changed.
         images: (N, 64, 64), pixel values in the unit that the body was built for.
         pool: ``last`` stage or ``all`` stages; at 64 pixels all are markedly better.
-        kind: ``none``, ``rotate`` (``k`` views, each patch turned by its own random angles) or ``dihedral`` (the
-            seven other symmetries of the square).
-        k: number of turned views.
-        seed: of the angles.
+        kind: ``none``, ``dihedral`` (the seven other symmetries of the square), or a kind of :func:`views.vary`, such
+            as ``rotate``: ``k`` views, each patch changed by amounts of its own.
+        k: number of augmented views.
+        seed: of the amounts.
 
     Raises:
-        InputError: unknown pooling or views, or k < 1 where views are turned.
+        InputError: unknown pooling or views, or k < 1 where views are drawn.
     """
     check(pool, kind, k)
-    count = {"none": 1, "rotate": 1 + k, "dihedral": 8}[kind]
+    count = {"none": 1, "dihedral": 8}.get(kind, 1 + k)
     path = _path(body, images, {"pool": pool, "views": kind, "count": count, "seed": seed})
     if not path.exists():
         # Moved here, not in _fill: what inference mode makes of the weights could not be trained any more
         body = body.eval().to(device(), memory_format=torch.channels_last)
         shape = (len(images), count, width(body, pool))
-        turns = np.random.default_rng(seed).uniform(0, 360, (len(images), count))
         started = time.perf_counter()
         with paths.replacing(path) as temporary:
-            _fill(np.lib.format.open_memmap(temporary, "w+", np.float16, shape), body, images, pool, kind, turns)
+            _fill(np.lib.format.open_memmap(temporary, "w+", np.float16, shape), body, images, pool, kind, seed)
             speed = len(images) * count / (time.perf_counter() - started)
             # Before the bank takes its name, so that there is never a bank without its speed
             with paths.replacing(path.with_suffix(".json")) as beside:
@@ -126,8 +125,9 @@ def _path(body: models.Body, images: np.ndarray, about: dict) -> Path:
 
 
 @torch.inference_mode()
-def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kind: str, turns: np.ndarray) -> None:
+def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kind: str, seed: int) -> None:
     """Write the features batch by batch, so that memory does not grow with the number of patches."""
+    low, high = body.weights.window
     bar = tqdm(total=out.shape[0] * out.shape[1], desc=f"{body.architecture} ({body.weights.name})", unit="patch")
     with bar, torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16()):
         for start in range(0, len(images), BATCH):
@@ -135,10 +135,10 @@ def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kin
             batch = torch.from_numpy(images[rows].astype(np.float32))[:, None].to(device())
             for view in range(out.shape[1]):
                 seen = batch
-                if kind == "rotate" and view:
-                    seen = views.rotate(batch, torch.from_numpy(turns[rows, view]))
-                elif kind == "dihedral":
+                if kind == "dihedral":
                     seen = views.dihedral(batch, view)
+                elif view:
+                    seen = views.vary(batch, kind, np.random.default_rng([seed, start, view]), high - low)
                 maps = body(body.prepare(seen).contiguous(memory_format=torch.channels_last))
                 out[rows, view] = pooled(maps, pool).clamp(max=torch.finfo(torch.float16).max).cpu().half().numpy()
                 bar.update(len(batch))

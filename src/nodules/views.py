@@ -1,5 +1,6 @@
-"""What the network sees of a patch: windowed, rotated."""
+"""What the network sees of a patch: windowed, rotated, varied."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 LUNG_WINDOW = (-1000.0, 400.0)  # HU; air to bone, the range in which LUNA16 patches are usually shown
 BYTE_WINDOW = (0.0, 255.0)
 CHUNK = 1024  # images at once
+GAIN, OFFSET = 0.15, 0.1  # of intensity jitter: largest change of contrast, of brightness as a share of the window
+NOISE = 0.06  # largest standard deviation, as a share of the window
+BLUR = 1.5  # largest standard deviation, pixels
+ZOOM = 1.4  # largest magnification, and its inverse the smallest
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 
 
@@ -34,6 +39,73 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def zoom(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Magnify each image (N, C, H, W), H = W, about its centre by its ``factor`` (N,), bilinear, border mirrored."""
+    scale, zero = 1 / factor.to(images), torch.zeros_like(factor).to(images)
+    matrix = torch.stack([torch.stack([scale, zero, zero], 1), torch.stack([zero, scale, zero], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Blur each image (N, 1, H, W) by a Gaussian of its own standard deviation ``sigma`` (N,), pixels."""
+    reach = int(3 * BLUR)
+    along = torch.arange(-reach, reach + 1).to(images)
+    kernel = torch.exp(-0.5 * (along / sigma.to(images)[:, None].clamp(min=1e-3)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, :, None]
+    seen = F.pad(images[:, 0][None], [reach] * 4, mode="reflect")
+    for one in (kernel, kernel.transpose(2, 3)):
+        seen = F.conv2d(seen, one, groups=len(images))
+    return seen[0][:, None]
+
+
+def _turned(images: torch.Tensor, rng: np.random.Generator, span: float) -> torch.Tensor:
+    return rotate(images, torch.from_numpy(rng.uniform(0, 360, len(images))))
+
+
+def _zoomed(images: torch.Tensor, rng: np.random.Generator, span: float) -> torch.Tensor:
+    return zoom(images, torch.from_numpy(ZOOM ** rng.uniform(-1, 1, len(images))))
+
+
+def _blurred(images: torch.Tensor, rng: np.random.Generator, span: float) -> torch.Tensor:
+    return blur(images, torch.from_numpy(rng.uniform(0, BLUR, len(images))))
+
+
+def _noisy(images: torch.Tensor, rng: np.random.Generator, span: float) -> torch.Tensor:
+    strength = NOISE * span * rng.uniform(0, 1, (len(images), 1, 1, 1))
+    return images + torch.from_numpy(strength * rng.standard_normal(images.shape)).to(images)
+
+
+def _jittered(images: torch.Tensor, rng: np.random.Generator, span: float) -> torch.Tensor:
+    gain, offset = torch.from_numpy(rng.uniform(-1, 1, (2, len(images), 1, 1, 1))).to(images)
+    mean = images.mean((2, 3), keepdim=True)
+    return mean + (images - mean) * (1 + GAIN * gain) + OFFSET * span * offset
+
+
+AUGMENTATIONS: dict[str, Callable[[torch.Tensor, np.random.Generator, float], torch.Tensor]] = {
+    "rotate": _turned,
+    "zoom": _zoomed,
+    "blur": _blurred,
+    "noise": _noisy,
+    "jitter": _jittered,
+}
+
+
+def vary(images: torch.Tensor, kind: str, rng: np.random.Generator, span: float) -> torch.Tensor:
+    """Augment each image by an amount of its own.
+
+    Args:
+        images: (N, 1, H, W), H = W, float, pixel values.
+        kind: ``rotate`` (any angle), ``zoom``, ``blur``, ``noise``, ``jitter`` (contrast and brightness), or ``all``.
+        rng: draws the amounts.
+        span: width of the window that the network sees, in the unit of the pixels.
+    """
+    for name, change in AUGMENTATIONS.items():
+        if kind in (name, "all"):
+            images = change(images, rng, span)
+    return images
 
 
 def dihedral(images: torch.Tensor, which: int) -> torch.Tensor:
@@ -65,13 +137,9 @@ def rescale(images: np.ndarray, spacing_mm: np.ndarray, to_mm: float) -> np.ndar
     Returns:
         Same shape and type, bilinear, the border mirrored.
     """
-    zoom = torch.from_numpy(to_mm / np.asarray(spacing_mm, dtype=np.float32))
-    zero = torch.zeros_like(zoom)
-    matrix = torch.stack([torch.stack([zoom, zero, zero], 1), torch.stack([zero, zoom, zero], 1)], 1)
+    factor = torch.from_numpy(np.asarray(spacing_mm, dtype=np.float32) / to_mm)
     out = np.empty_like(images)
     for start in range(0, len(images), CHUNK):
         part = torch.from_numpy(images[start : start + CHUNK].astype(np.float32))[:, None]
-        grid = F.affine_grid(matrix[start : start + CHUNK], list(part.shape), align_corners=False)
-        seen = F.grid_sample(part, grid, padding_mode="reflection", align_corners=False)
-        out[start : start + CHUNK] = seen[:, 0].round().numpy()
+        out[start : start + CHUNK] = zoom(part, factor[start : start + CHUNK])[:, 0].round().numpy()
     return out
