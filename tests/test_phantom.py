@@ -178,3 +178,44 @@ def test_too_many_patches_are_refused(counts, name):
 
 def test_version_is_short_and_stable():
     assert phantom.version() == phantom.version() and len(phantom.version()) == 12
+
+
+def test_another_scanner_sees_the_same_nodules(monkeypatch):
+    images, _, table = phantom.render(20, 30, seed=3, workers=1)
+    every = {name: [1.0, amounts[0], amounts[-1]] for name, amounts in phantom.SHIFTS.items()}
+    every["HU offset"][0] = 0
+    monkeypatch.setattr(phantom, "SHIFTS", every)
+    ids = list(table["id"][::3])
+    seen, about = phantom.rescan(ids, 20, 30, seed=3, workers=1)
+    assert len(seen) == len(about) == len(every) * 3 * len(ids)
+    blocks = {key: seen[block.index] for key, block in about.groupby(["shift", "severity"])}
+    assert all(list(block["id"]) == ids for _, block in about.groupby(["shift", "severity"]))
+    original = images[::3].astype(int)
+    for name in every:
+        same, little, much = (np.abs(blocks[name, k] - original).mean() for k in (1, 2, 3))
+        assert same == 0 < little < much, name
+
+
+def spread(images):
+    """Of pixels against their neighbours: what noise raises and a smooth kernel lowers."""
+    return np.diff(images.astype(float), axis=2).std()
+
+
+@pytest.mark.parametrize(
+    ("shift", "louder"), [("noise", True), ("low dose", True), ("sharp kernel", True), ("smooth kernel", False)]
+)
+def test_a_shift_does_to_the_noise_what_its_name_says(shift, louder):
+    _, _, table = phantom.render(20, 30, seed=3, workers=1)
+    seen, about = phantom.rescan(list(table["id"]), 20, 30, seed=3, workers=1)
+    of_shift = about[about["shift"] == shift]
+    spreads = [spread(seen[of_shift[of_shift["severity"] == k].index]) for k in range(1, 6)]
+    assert spreads == sorted(spreads, reverse=not louder)
+
+
+def test_a_miscalibrated_scale_shifts_every_value():
+    images, _, table = phantom.render(10, 10, seed=3, workers=1)
+    seen, about = phantom.rescan(list(table["id"]), 10, 10, seed=3, workers=1)
+    for k, offset in enumerate(phantom.SHIFTS["HU offset"], 1):
+        block = seen[about.index[(about["shift"] == "HU offset") & (about["severity"] == k)]].astype(int)
+        free = (images > -900) & (images < 2500)  # away from where the scale ends
+        assert np.abs(block - images - offset)[free].max() == 0

@@ -165,9 +165,8 @@ def _phantom_file(n_patches: int, seed: int) -> Path:
         raise InputError(f"n_patches={n_patches}: the phantom needs at least 1 patch")
     path = paths.CACHE / f"phantom-{n_patches}-{seed}-{phantom.version()}.npz"
     if not path.exists():
-        malignant = round(n_patches * KAGGLE_COUNTS["malignant"] / KAGGLE_COUNTS["patches"])
         try:
-            images, masks, table = phantom.render(malignant, n_patches - malignant, seed)
+            images, masks, table = phantom.render(*_phantom_counts(n_patches), seed)
         except ValueError as error:
             raise InputError(f"n_patches={n_patches}: {error}") from error
         columns = {
@@ -176,6 +175,17 @@ def _phantom_file(n_patches: int, seed: int) -> Path:
         with paths.replacing(path) as temporary:
             np.savez(temporary, images=images, masks=masks, **columns)
     return path
+
+
+def _phantom_counts(n_patches: int) -> tuple[int, int]:
+    """Malignant and benign patches of the phantom, in Kaggle's proportion."""
+    malignant = round(n_patches * KAGGLE_COUNTS["malignant"] / KAGGLE_COUNTS["patches"])
+    return malignant, n_patches - malignant
+
+
+def rescan(ids: list[str], n_patches: int, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:
+    """Patches of the phantom as other scanners would have seen them; see :func:`nodules.phantom.rescan`."""
+    return phantom.rescan(ids, *_phantom_counts(n_patches), seed)
 
 
 def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> Patches:

@@ -10,7 +10,7 @@ database and clusters); Riederer et al. 1978, doi:10.1088/0031-9155/23/3/008 (no
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
@@ -52,6 +52,15 @@ SOFT_HU, FAT_HU, AIR_HU, MARROW_HU, CORTEX_HU, CALCIUM_HU = 45, -95, -960, 220, 
 VESSEL_MM = np.array([0.35, 0.8, 1.6, 3.0])  # radii at which vessels are rasterised
 HALF_BOX = np.array([32, 32, 20])  # half sides of the box that vessels start in, mm; its z is periodic
 TEXTURE_SHAPE = (64, 128, 128)  # of the periodic texture volumes, voxels of a pixel's side
+# How another scanner differs, by severity 1 to 5: factors of a patient's own, and an offset
+SHIFTS = {
+    "noise": [1.5, 2, 3, 4, 6],  # times the standard deviation
+    "smooth kernel": [1.25, 1.5, 2, 2.5, 3],  # times the point spread
+    "sharp kernel": [0.85, 0.7, 0.6, 0.5, 0.4],  # times the point spread: more noise, edges enhanced
+    "low dose": [0.5, 0.25, 0.12, 0.06, 0.03],  # times the dose: more noise, streaks
+    "thick slices": [1.5, 2, 3, 4, 6],  # times the thickness
+    "HU offset": [20, 40, 80, 120, 160],  # HU, of a miscalibrated scanner
+}
 
 
 class Nodule(NamedTuple):
@@ -256,19 +265,21 @@ def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) 
 # --- Scanner -------------------------------------------------------------------------------------------
 
 
-def _style(rng: Rng) -> SimpleNamespace:
-    """How a patient's lung and scanner look: the same in all patches of the patient."""
-    kernel = rng.uniform(1.0, 2.0)  # point spread, FWHM in mm
-    dose = rng.lognormal(0, 0.7)  # relative
+def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
+    """How a patient's lung and scanner look: the same in all patches of the patient; the scanner may be shifted."""
+    kernel = rng.uniform(1.0, 2.0) * (amount if "kernel" in shift else 1)  # point spread, FWHM in mm
+    dose = rng.lognormal(0, 0.7) * (amount if shift == "low dose" else 1)  # relative
+    louder = amount if shift == "noise" else 1
     return SimpleNamespace(
         kernel=kernel,
         dose=dose,
         # quantum noise falls with the root of the dose and rises with the bandwidth of the kernel
-        noise_hu=24 * (1.4 / kernel) ** 1.5 / np.sqrt(dose) * rng.lognormal(0, 0.2),
+        noise_hu=24 * (1.4 / kernel) ** 1.5 / np.sqrt(dose) * rng.lognormal(0, 0.2) * louder,
         edge=max(0.0, 1.5 - kernel) * 2,  # sharp kernels enhance edges
         lung_hu=rng.normal(-868, 36),
         contrast_hu=rng.choice([0, rng.uniform(60, 180)]),  # of a contrast agent in vessels
         emphysema=rng.choice([0, rng.uniform(0, 1)], p=[0.7, 0.3]),  # up to 1, marked
+        offset_hu=amount if shift == "HU offset" else 0,
     )
 
 
@@ -284,7 +295,7 @@ def _acquire(rng: Rng, hu: Array, style: SimpleNamespace, frame: Frame) -> Array
     amplitude *= np.exp(-fx * 1.2 * max(0.0, 1 / style.dose - 1.3))
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * amplitude)
     image += noise * (style.noise_hu / noise.std())
-    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    return np.clip(np.rint(image + style.offset_hu), -1024, 3071).astype(np.int16)
 
 
 # --- Nodule --------------------------------------------------------------------------------------------
@@ -353,15 +364,18 @@ def _spicules(rng: Rng, nodule: Nodule, shift: Array, frame: Frame) -> Array:
     return _walk(rng, start, heading, length, rng.uniform(0.5, 1, n)).reshape(-1, 5)
 
 
-def _render_nodule(nodule: Nodule) -> tuple[Array, Array, list[dict[str, object]]]:
-    """Images, masks and nuisance columns of a nodule's chosen slices."""
+def _render_nodule(
+    nodule: Nodule, shift: str = "", amount: float = 1.0
+) -> tuple[Array, Array, list[dict[str, object]]]:
+    """Images, masks and nuisance columns of a nodule's chosen slices, as a shifted scanner sees them."""
     seed, patient, mark = nodule.seeds
-    style = _style(np.random.default_rng([seed, 1, patient]))
+    style = _style(np.random.default_rng([seed, 1, patient]), shift, amount)
+    thickness = nodule.thickness * (amount if shift == "thick slices" else 1)
     rng = np.random.default_rng([seed, 2, mark])
     offset = rng.uniform(-MAX_OFFSET, MAX_OFFSET, 2)
     centre = (SIZE - 1) / 2 + offset
     x, y = (np.arange(SIZE) - centre[:, None]) * nodule.spacing
-    frame = Frame(nodule.spacing, nodule.thickness / FWHM, centre, x[None], y[:, None])
+    frame = Frame(nodule.spacing, thickness / FWHM, centre, x[None], y[:, None])
     scene = _scene(rng)
 
     rng = np.random.default_rng([seed, 3, mark])
@@ -467,23 +481,57 @@ def render(
         ValueError: More patches of a class were asked for than exist.
     """
     table = _choose(n_malignant, n_benign, seed)
-    jobs = _jobs(table, seed)
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
     images = np.empty((len(table), SIZE, SIZE), np.int16)
     masks = np.empty(images.shape, bool)
     nuisance = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(table), desc="phantom", unit="patch"))
-        if workers > 1:
-            results = stack.enter_context(ProcessPoolExecutor(workers)).map(_render_nodule, jobs, chunksize=8)
-        else:
-            results = map(_render_nodule, jobs)
-        for image, mask, rows in results:
-            part = slice(len(nuisance), len(nuisance) + len(rows))
-            images[part], masks[part] = image, mask
-            nuisance += rows
-            bar.update(len(rows))
+    for image, mask, rows in _rendered(_jobs(table, seed), [("", 1.0)], len(table), workers):
+        part = slice(len(nuisance), len(nuisance) + len(rows))
+        images[part], masks[part] = image, mask
+        nuisance += rows
     return images, masks, table[[*IDENTITY, *lidc.ATTRIBUTES, *SCAN]].join(pd.DataFrame(nuisance))
+
+
+def _rendered(
+    jobs: list[Nodule], shifts: list[tuple[str, float]], total: int, workers: int | None
+) -> Iterator[tuple[Array, Array, list[dict[str, object]]]]:
+    """All nodules as of :func:`_render_nodule`, once for each shift, in order."""
+    arguments = list(zip(*((job, *shift) for shift in shifts for job in jobs), strict=True))
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc="phantom", unit="patch"))
+        if workers > 1:
+            found = stack.enter_context(ProcessPoolExecutor(workers)).map(_render_nodule, *arguments, chunksize=8)
+        else:
+            found = map(_render_nodule, *arguments)
+        for one in found:
+            bar.update(len(one[0]))
+            yield one
+
+
+def rescan(
+    ids: Sequence[str], n_malignant: int, n_benign: int, seed: int = 0, workers: int | None = None
+) -> tuple[Array, pd.DataFrame]:
+    """Patches as other scanners would have seen the same nodules: every shift at every severity.
+
+    Args:
+        ids: of the patches.
+        n_malignant: as for :func:`render`, of the phantom that they are from.
+        n_benign: likewise.
+        seed: likewise.
+        workers: as for :func:`render`.
+
+    Returns:
+        Images (S, 64, 64) int16 in HU, and a table with a row for each: ``id``, ``shift`` (a key of ``SHIFTS``),
+        ``severity`` 1 to 5. Surroundings and the pattern of the noise are those of the original.
+    """
+    table = _choose(n_malignant, n_benign, seed)
+    table = table[table["id"].isin(set(ids))]
+    grades = [(name, k, amount) for name, amounts in SHIFTS.items() for k, amount in enumerate(amounts, 1)]
+    shifts = [(name, amount) for name, _, amount in grades]
+    found = _rendered(_jobs(table, seed), shifts, len(shifts) * len(table), workers)
+    images = np.concatenate([image for image, _, _ in found])
+    about = [table[["id"]].assign(shift=name, severity=severity) for name, severity, _ in grades]
+    return images, pd.concat(about, ignore_index=True)
 
 
 def version() -> str:
