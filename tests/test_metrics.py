@@ -3,19 +3,22 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
-from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
+from scipy.stats import bootstrap
+from scipy.stats import t as student
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from nodules import metrics
+from nodules import metrics, trials
 
 
 def simulated(patients, seed):
-    """Ten alike patches for each patient: one hidden value a patient, a little noise a patch."""
-    rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(patients), 10)
-    y = np.repeat(np.arange(patients) % 2, 10)
-    logit = 2 * y - 1 + np.repeat(rng.normal(0, 1, patients), 10) + rng.normal(0, 0.3, len(y))
-    return y, 1 / (1 + np.exp(-logit)), groups
+    return trials.simulate(patients, 10, seed)[:3]
+
+
+def by_bins(y, p):
+    """The calibration error by its definition: bins of width 0.1, the gap of each weighted by its share."""
+    bins = pd.cut(p, np.linspace(0, 1, 11), right=False, labels=False)
+    table = pd.DataFrame({"bin": bins, "y": y, "p": p}).groupby("bin")
+    return (np.abs(table["y"].mean() - table["p"].mean()) * table.size()).sum() / len(y)
 
 
 @settings(max_examples=50, deadline=None)
@@ -25,10 +28,14 @@ def test_weighted_metrics_are_those_of_scikit_learn(seed, n, decimals):
     y = np.concatenate([[0, 1], rng.integers(0, 2, n - 2)])
     p = np.clip(np.round(rng.random(n), decimals), 0.01, 0.99)  # few decimals make ties
     weights = rng.integers(0, 3, (5, n)) + np.isin(np.arange(n), [0, 1])
-    for row, auc, accuracy, loss in zip(weights, *(m(y, p, weights) for m in metrics.METRICS.values()), strict=True):
+    scores = [metric(y, p, weights) for metric in metrics.METRICS.values()]
+    for row, auc, accuracy, loss, brier, ece in zip(weights, *scores, strict=True):
         assert np.isclose(auc, roc_auc_score(y, p, sample_weight=row))
         assert np.isclose(accuracy, accuracy_score(y, p >= 0.5, sample_weight=row))
         assert np.isclose(loss, log_loss(y, p, sample_weight=row))
+        assert np.isclose(brier, brier_score_loss(y, p, sample_weight=row))
+        repeated = np.repeat(np.arange(n), row)
+        assert np.isclose(ece, by_bins(y[repeated], p[repeated]))
 
 
 def test_a_score_holds_the_value_inside_its_interval():
@@ -65,18 +72,25 @@ def test_intervals_repeat_for_a_seed():
     assert metrics.score(y, p, groups, 5) == metrics.score(y, p, groups, 5) != metrics.score(y, p, groups, 6)
 
 
-@pytest.mark.parametrize(
-    ("metric", "truth"),
-    [
-        # logits are N(+1 or -1, 1 + 0.09): the chance to be on the right side of 0, and of a difference above 0
-        ("accuracy", norm.cdf(1 / np.hypot(1, 0.3))),
-        ("auc", norm.cdf(2 / np.hypot(1, 0.3) / np.sqrt(2))),
-    ],
-)
-def test_intervals_hold_the_truth_about_as_often_as_they_say(metric, truth):
-    scores = [metrics.score(*simulated(120, seed), seed) for seed in range(300)]
-    hits = np.mean([s[f"{metric}_low"] <= truth <= s[f"{metric}_high"] for s in scores])
-    assert 0.91 <= hits <= 0.98
+def test_the_interval_is_that_of_an_independent_bootstrap():
+    y, p, groups = simulated(60, 0)
+    rows = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+
+    def auc(drawn):
+        taken = np.concatenate([rows[i] for i in drawn])
+        return roc_auc_score(y[taken], p[taken])
+
+    other = bootstrap(
+        (np.arange(len(rows)),),
+        auc,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    ours = metrics.score(y, p, groups)
+    assert ours["auc_low"] == pytest.approx(other.confidence_interval.low, abs=0.015)
+    assert ours["auc_high"] == pytest.approx(other.confidence_interval.high, abs=0.015)
 
 
 def test_several_trainings_are_scored_by_their_mean():
@@ -185,3 +199,62 @@ def test_slices_that_graze_a_nodule_do_not_count_where_their_order_is_known():
     table = pd.DataFrame({"nodule": list("aaaabbc"), "slice_index": [30, 10, 40, 20, 1, 2, 9]})
     table["p"] = [0.6, 0.0, 1.0, 0.5, 0.2, 0.4, 0.9]
     assert metrics.over_slices(table, ["p"])["p"].tolist() == pytest.approx([0.55] * 4 + [0.3] * 2 + [0.9])
+
+
+def test_every_two_models_are_compared_once_as_the_paired_bootstrap_does():
+    y, p, groups = simulated(40, 4)
+    rng = np.random.default_rng(0)
+    worse, coin = np.clip(p + rng.normal(0, 0.2, len(p)), 0.01, 0.99), rng.random(len(p))
+    table = metrics.pairwise(y, {"p": p, "worse": worse, "coin": coin}, groups)
+    assert table[["name", "other"]].values.tolist() == [["p", "worse"], ["p", "coin"], ["worse", "coin"]]
+    for metric in ("auc", "accuracy"):
+        found = metrics.paired(y, p, worse, groups, metric)
+        row = table.iloc[0]
+        assert [row[metric], row[f"{metric}_low"], row[f"{metric}_high"], row[f"{metric}_p"]] == list(found.values())
+        assert np.array_equal(table[f"{metric}_holm"], metrics.holm(table[f"{metric}_p"].to_numpy()))
+
+
+def test_mcnemar_is_the_exact_binomial_test_of_the_discordant():
+    # 8 patches that only the first gets right, 2 that only the second does: 2 * (1 + 10 + 45) / 2**10
+    y = np.ones(20, dtype=int)
+    first = np.r_[np.ones(8), np.zeros(2), np.ones(10)]
+    second = np.r_[np.zeros(8), np.ones(2), np.ones(10)]
+    (row,) = metrics.pairwise(np.r_[y, 0], {"a": np.r_[first, 0], "b": np.r_[second, 0]}).to_dict("records")
+    assert row["mcnemar"] == pytest.approx(2 * 56 / 1024) and row["accuracy"] == pytest.approx(6 / 21)
+    same = metrics.pairwise(np.r_[y, 0], {"a": np.r_[first, 0], "b": np.r_[first, 0]})
+    assert same["mcnemar"].item() == 1
+
+
+def test_mcnemar_of_patches_is_too_sure_where_patients_bring_several():
+    alarms = {"mcnemar": 0, "accuracy_p": 0}
+    for seed in range(100):
+        y, p, groups = simulated(60, seed)
+        rng = np.random.default_rng(10_000 + seed)
+        noise = [np.repeat(rng.normal(0, 1, 60), 10) for _ in range(2)]
+        scores = {name: 1 / (1 + np.exp(-(np.log(p / (1 - p)) + n))) for name, n in zip("ab", noise, strict=True)}
+        row = metrics.pairwise(y, scores, groups, seed).iloc[0]
+        for name in alarms:
+            alarms[name] += row[name] < 0.05
+    assert alarms["accuracy_p"] <= 12 and alarms["mcnemar"] >= 25
+
+
+def test_the_square_shows_each_pair_both_ways_round():
+    compared = pd.DataFrame({"name": ["a", "a", "b"], "other": ["b", "c", "c"], "auc": [0.1, 0.2, 0.3]})
+    square = metrics.square(compared.assign(auc_holm=[0.01, 0.2, 0.5]), "auc", ["a", "b"])
+    assert square[["row", "column", "value", "sure"]].values.tolist() == [["a", "b", 0.1, 1], ["b", "a", -0.1, 1]]
+
+
+def test_shares_are_ratios_of_sums_and_empty_where_nothing_is_counted():
+    numerator, denominator = np.array([[1, 0], [0, 0], [1, 0.0]]), np.array([[1, 0], [1, 0], [1, 0.0]])
+    table = metrics.shares(numerator, denominator)
+    assert table["value"].tolist()[0] == pytest.approx(2 / 3) and table.iloc[1].isna().all()
+    assert table["low"][0] < 2 / 3 < table["high"][0]
+
+
+def test_repeated_splits_are_less_sure_than_their_number():
+    values = np.random.default_rng(0).normal(0.05, 0.02, 15)
+    found = metrics.over_repeats(values, 0.1)
+    naive = student.ppf(0.975, 14) * values.std(ddof=1) / np.sqrt(15)
+    assert found["value"] == pytest.approx(values.mean())
+    assert found["high"] - found["value"] == pytest.approx(naive * np.sqrt(1 + 15 / 9))
+    assert found["high"] - found["value"] == pytest.approx(found["value"] - found["low"])

@@ -1,11 +1,16 @@
 """Arrays to numbers, each with its interval: the one scorer that every result passes through."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 RESAMPLES = 1000
 GRID = np.linspace(0, 1, 101)  # where curves are read
+BINS = 10  # of probability, equally wide, in the calibration error
 
 
 def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -42,7 +47,22 @@ def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ -np.log(likelihood) / weights.sum(axis=1)
 
 
-METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss}
+def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean squared distance of the probability from the label (Brier 1950); shapes as above."""
+    return weights @ (p - y) ** 2 / weights.sum(axis=1)
+
+
+def ece(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error: how far the share of malignant patches is from the probability said, over bins.
+
+    Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602. Above 0 also for a perfect model, since bins are small,
+    and its interval leans upwards: compare it between models of the same patches. Shapes as above.
+    """
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
+    return np.abs((weights * (y - p)) @ bins).sum(axis=1) / weights.sum(axis=1)
+
+
+METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier, "ece": ece}
 
 
 def bootstrap_weights(groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -64,7 +84,7 @@ def _resampled(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, seed: in
 
 
 def score(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> dict[str, float]:
-    """AUC, accuracy and log-loss, each with a 95% percentile bootstrap interval.
+    """All of ``METRICS``, each with a 95% percentile bootstrap interval.
 
     Args:
         y: labels in {0, 1}, shape (N,), both present.
@@ -90,10 +110,21 @@ def over_folds(
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
         every = [metric(y[rows], one[rows], weights[:, rows]) for one in p for rows in members]
-        value, *resampled = np.mean(every, axis=0)
-        low, high = np.nanpercentile(resampled, [2.5, 97.5])
-        out |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+        found = interval(np.mean(every, axis=0))
+        out |= {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
     return out
+
+
+def interval(draws: np.ndarray) -> dict[str, float]:
+    """``value, low, high`` (95%, percentiles) of a value and its resamples, (1 + R,)."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return {"value": float(draws[0]), "low": float(low), "high": float(high)}
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Twice the share of resamples on the other side of zero, at least 1 / resamples; of (1 + R,) as above."""
+    tail = min(np.nanmean(differences[1:] <= 0), np.nanmean(differences[1:] >= 0))
+    return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
 
 
 def paired(
@@ -102,24 +133,95 @@ def paired(
     """How much better ``p`` is than ``q`` on the same patches: paired bootstrap, arguments as for :func:`score`.
 
     Returns:
-        ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided: twice
-        the share of resamples on the other side of zero, at least 1 / resamples).
+        ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided).
     """
     y, p, weights = _resampled(y, p, groups, seed)
     means = [np.mean([METRICS[metric](y, one, weights) for one in scores], axis=0) for scores in (p, np.atleast_2d(q))]
-    value, *resampled = means[0] - means[1]
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    tail = min(np.nanmean(np.array(resampled) <= 0), np.nanmean(np.array(resampled) >= 0))
-    p_value = min(1.0, max(2 * tail, 1 / RESAMPLES))
-    return {"value": float(value), "low": float(low), "high": float(high), "p_value": float(p_value)}
+    return interval(means[0] - means[1]) | {"p_value": p_value(means[0] - means[1])}
+
+
+def pairwise(
+    y: np.ndarray, scores: dict[str, np.ndarray], groups: np.ndarray | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Every two models on the same patches, a row a pair: is ``name`` better than ``other``?
+
+    Args:
+        y: labels in {0, 1}, (N,).
+        scores: probabilities of each model, (N,).
+        groups: patient of each patch, (N,); None where unknown.
+        seed: of the bootstrap.
+
+    Returns:
+        ``name, other``; for ``auc`` and ``accuracy`` the difference with its interval (``auc, auc_low, auc_high``),
+        its p value by :func:`paired` and after :func:`holm` (``auc_p, auc_holm``); and ``mcnemar``, the exact test of
+        McNemar 1947 for accuracy, which takes patches for independent, so it is too sure where patients bring several.
+    """
+    y, every, weights = _resampled(y, np.stack(list(scores.values())), groups, seed)
+    draws = {name: [METRICS[name](y, p, weights) for p in every] for name in ("auc", "accuracy")}
+    right, names = (every >= 0.5) == (y == 1), list(scores)
+    rows = []
+    for i, k in itertools.combinations(range(len(names)), 2):
+        row: dict[str, str | float] = {"name": names[i], "other": names[k]}
+        for metric, drawn in draws.items():
+            found = interval(drawn[i] - drawn[k])
+            row |= {metric: found["value"], f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
+            row[f"{metric}_p"] = p_value(drawn[i] - drawn[k])
+        better, apart = int((right[i] & ~right[k]).sum()), int((right[i] != right[k]).sum())
+        rows.append(row | {"mcnemar": float(binomtest(better, apart).pvalue) if apart else 1.0})
+    table = pd.DataFrame(rows)
+    return table.assign(**{f"{metric}_holm": holm(table[f"{metric}_p"].to_numpy()) for metric in draws})
+
+
+def square(compared: pd.DataFrame, metric: str, names: list[str]) -> pd.DataFrame:
+    """Some of the pairs of :func:`pairwise`, both ways round: ``row, column, value`` and ``sure`` (Holm's p < 0.05)."""
+    cells = compared[compared["name"].isin(names) & compared["other"].isin(names)]
+    cells = cells.assign(sure=(cells[f"{metric}_holm"] < 0.05).astype(int), turned=-cells[metric])
+    ways = [{"name": "row", "other": "column", metric: "value"}, {"other": "row", "name": "column", "turned": "value"}]
+    return pd.concat([cells[[*way, "sure"]].rename(columns=way) for way in ways], ignore_index=True)
+
+
+def shares(
+    numerator: np.ndarray, denominator: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Ratios of sums over patches, X at once, with 95% bootstrap intervals as in :func:`score`.
+
+    Args:
+        numerator: (N, X).
+        denominator: (N, X).
+        groups: patient of each patch, (N,); None where unknown.
+        seed: of the bootstrap.
+
+    Returns:
+        ``value, low, high``, X rows; NaN where nothing is counted.
+    """
+    weights = bootstrap_weights(np.arange(len(numerator)) if groups is None else groups, seed)
+    above, below = (np.vstack([part.sum(axis=0), weights @ part]) for part in (numerator, denominator))
+    ratios = above / np.where(below > 0, below, np.nan)
+    ends = np.full((2, ratios.shape[1]), np.nan)
+    seen = np.isfinite(ratios[1:]).any(axis=0)
+    ends[:, seen] = np.nanpercentile(ratios[1:, seen], [2.5, 97.5], axis=0)
+    return pd.DataFrame({"value": ratios[0], "low": ends[0], "high": ends[1]})
 
 
 def mean(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> dict[str, float]:
     """Mean of (N,) values, a rate where they are 0 or 1: ``value, low, high`` by bootstrap as in :func:`score`."""
-    weights = bootstrap_weights(np.arange(len(values)) if groups is None else groups, seed)
-    resampled = weights @ values / weights.sum(axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+    column = np.asarray(values, dtype=float)[:, None]
+    return shares(column, np.ones_like(column), groups, seed).iloc[0].to_dict()
+
+
+def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]:
+    """Mean over repeated random splits, (R,), with the corrected 95% interval of Nadeau & Bengio 2003.
+
+    Splits of the same patches overlap, so their spread is too small; the variance is raised by the share of patches
+    tested over that trained on (https://doi.org/10.1023/A:1024068626366).
+
+    Returns:
+        ``value, low, high``.
+    """
+    r = len(differences)
+    value, spread = float(np.mean(differences)), np.std(differences, ddof=1)
+    half = float(student.ppf(0.975, r - 1) * spread * np.sqrt(1 / r + test_share / (1 - test_share)))
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

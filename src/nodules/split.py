@@ -54,6 +54,20 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
     return out.reset_index(drop=True)
 
 
+def dealt(parts: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """A random split that matches another: the patches of each class change places, so that all counts stay.
+
+    Args:
+        parts: ``train``, ``valid`` or ``test`` of each patch, (N,).
+        y: labels, (N,).
+        seed: of the shuffle.
+    """
+    rng, out = np.random.default_rng(seed), parts.copy()
+    for label in np.unique(y):
+        out[y == label] = rng.permutation(parts[y == label])
+    return out
+
+
 def counts(assigned: pd.DataFrame) -> pd.DataFrame:
     """Patches, malignant patches, their share, and patients (NaN where unknown) of each split."""
     grouped = assigned.groupby("split", sort=False)
