@@ -11,7 +11,7 @@ LAB_ARGS ?=
 RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-DRAWING   := $(addprefix src/nodules/,plots.py report.py results.py cited.csv tried.csv discussion.md)
+DRAWING   := $(addprefix src/nodules/,plots.py cards.py report.py results.py claim.csv cited.csv tried.csv discussion.md trust.md)
 ifeq ($(RUN),runs/demo-phantom)
 FIGURES := figures
 README  := --readme README.md
@@ -93,6 +93,7 @@ $(RUN)/03_learning_rate.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
 $(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb
+$(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
 
 # Drawing is apart from running: a change in it draws all figures again from their kept data
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)

@@ -118,8 +118,10 @@ def test_baselines_find_what_is_there_and_only_that():
     y = np.arange(400) % 2
     split = pd.DataFrame({"malignant": y, "split": np.where(np.arange(400) < 300, "train", "test")})
     split["patient"] = np.arange(400) // 2 * 2 + y
-    table = pd.DataFrame({"diameter_mm": 10 + 5 * y + rng.normal(0, 3, 400)})
+    table = pd.DataFrame({"id": np.arange(400), "diameter_mm": 10 + 5 * y + rng.normal(0, 3, 400)})
     images = rng.normal(-800, 100, (400, 64, 64))
+    said = baselines.predictions(table, split, images)
+    assert said["id"].tolist() == list(range(300, 400)) and said.drop(columns="id").stack().between(0, 1).all()
     scores = baselines.table(table, split, images, 0)
     assert list(scores) == ["prevalence", "mean intensity", "diameter"]
     assert scores["prevalence"]["auc"] == 0.5 and scores["prevalence"]["accuracy"] == 0.5
@@ -187,3 +189,43 @@ def test_the_gallery_outlines_the_nodule_in_every_picture():
     figure = plots.gallery(np.zeros((64, 64)), mask, maps, **shown)
     assert len(figure.axes) == 10 and all(len(axis.collections) == 1 for axis in figure.axes)
     assert not any(axis.collections for axis in plots.gallery(np.zeros((64, 64)), ~mask & mask, maps, **shown).axes)
+
+
+def test_bands_give_each_panel_its_lines_and_one_legend():
+    parts = [(panel, name) for panel in ("a", "b", "c") for name in ("one", "two")]
+    line = pd.DataFrame({"x": [1, 10, 100], "value": [0.5, 0.6, 0.7], "low": 0.4, "high": 0.8})
+    table = pd.concat([line.assign(panel=panel, name=name) for panel, name in parts])
+    figure = plots.bands(table, 2, "patients", ["AUC", "ECE"], "h", log=True)
+    shown = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == ["a", "b", "c"] and {len(axis.lines) for axis in shown} == {2}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    assert figure.axes[0].get_ylabel() == "AUC" and figure.axes[2].get_ylabel() == "ECE"
+    assert figure.axes[0].get_xscale() == "log"
+    assert not plots.bands(table[table["name"] == "one"], 3, "x", ["y"], "h").legends, "one line needs no legend"
+
+
+def test_reliability_shows_each_model_against_the_diagonal():
+    line = pd.DataFrame({"x": [0.2, 0.8], "value": [0.3, 0.7], "low": [0.2, 0.5], "high": [0.4, 0.9]})
+    axis = plots.reliability(pd.concat([line.assign(name=name) for name in "ab"]), "h").axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["perfect", "a", "b"]
+    assert axis.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
+
+
+def test_differences_are_bold_where_they_are_sure():
+    table = pd.DataFrame({"row": ["a", "b"], "column": ["b", "a"], "value": [0.1, -0.1], "sure": [1, 0]})
+    axis = plots.differences(table, "AUC", "h").axes[0]
+    texts = {text.get_text(): text.get_weight() for text in axis.texts}
+    assert texts == {"+0.100": "bold", "-0.100": "normal"}
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b"], "columns in the order of the rows"
+    by_interval = pd.DataFrame(
+        {"row": list("aa"), "column": list("cd"), "value": 0.1, "low": [0.05, -0.1], "high": 0.2}
+    )
+    weights = [text.get_weight() for text in plots.differences(by_interval, "AUC", "h").axes[0].texts]
+    assert weights == ["bold", "normal"]
+
+
+def test_the_kinship_of_pairs_is_told_by_colour_and_the_line_drawn():
+    table = pd.DataFrame({"correlation": [0.2, 0.5, 0.95], "kin": ["strangers", "strangers", "same nodule"]})
+    axis = plots.kinship(table, 0.9, "h").axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["strangers", "same nodule"]
+    assert any(list(line.get_xdata()) == [0.9, 0.9] for line in axis.lines)

@@ -1,5 +1,8 @@
 import json
+import re
+from string import Template
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -108,7 +111,7 @@ def test_every_figure_has_a_sidecar_and_old_ones_go(run, tmp_path):
     (out / "old.json").write_text("{}")
     report.build(tmp_path / "runs" / "x", out)
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["fig01.png", "fig01.json", "forest.png", "forest.json", "results.json", "data_card.md", "report.html"]
+        ["fig01.png", "fig01.json", "forest.png", "forest.json", "results.json", "report.html", *report.CARDS]
     )
     about = json.loads((out / "fig01.json").read_text())
     for key in ("notebook", "profile", "parameters", "git_revision", "data_sha256", "caption"):
@@ -140,7 +143,12 @@ def test_the_discussion_puts_our_rows_beside_the_cited_ones(run, tmp_path):
     rows = section.split("<tr>")
     (ours,) = (row for row in rows if "ruler" in row)
     assert "0.812 (0.500 to 0.500)" in ours and "own.npz" in ours and "01_data" in ours
-    cited = pd.read_csv(report.CITED)
+    every = pd.read_csv(report.CITED)
+    measured = every[every["auc_low"].notna()]
+    assert len(measured) == 9 and measured["what"].str.startswith("This project on real patches").all()
+    for row in measured.itertuples():
+        assert f"<td>{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})</td>" in section
+    cited = every.drop(measured.index)
     for accuracy in (0.95, 0.93, 0.81, 0.68, 0.59, 0.863):
         (row,) = cited[cited["accuracy"] == accuracy].itertuples()
         (shown,) = (text for text in rows if f"<td>{row.what}</td>" in text)
@@ -192,3 +200,56 @@ def test_the_smallest_network_within_one_standard_error_is_chosen():
     table = pd.DataFrame({"name": [*"abcd"], "parameters": [10, 20, 30, 5], "valid AUC": [0.88, 0.885, 0.9, 0.86]})
     table = table.assign(**{"valid AUC low": table["valid AUC"] - 0.06, "valid AUC high": table["valid AUC"] + 0.04})
     assert results.one_standard_error(table)["name"] == "a"  # 0.9 - 0.1 / 4 = 0.875
+
+
+def trusted(run):
+    """Let a run have what two sections of the chapter on trust need."""
+    frame = pd.DataFrame({"panel": "", "name": "m", "x": [1, 2], "value": 0.7, "low": 0.6, "high": 0.8})
+    shown = {"columns": 1, "xlabel": "x", "ylabels": ["y"], "heading": "Learning"}
+    run.figure("learning_curve", plots.bands, "A curve.", table=frame, **shown)
+    run.facts |= {"most_patients": 77, "unit": "patients", "at_most": 0.8, "foretold": 0.87654}
+    run.facts |= {"zoom": 0.01, "zoom_low": 0.0, "zoom_high": 0.02}
+
+
+def test_the_chapter_on_trust_tells_what_was_measured_and_leaves_out_what_was_not(run, card, tmp_path):
+    run = results.Run("07_evaluation", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient")
+    trusted(run)
+    run.row("ruler", SCORES)
+    run.save()
+    page = report.build(tmp_path / "runs" / "x", tmp_path / "figures").read_text()
+    assert "How far can it be trusted?" in page and "With all 77 training patients" in page and "0.877" in page
+    assert page.count("data:image/png;base64") == 3, "the curve stands in its section and nowhere else"
+    assert "Which augmentation" not in page, "its numbers are there, but not its figure"
+    assert "One reader is taken away" not in page
+
+
+def test_without_an_evaluation_there_is_no_chapter_on_trust(run, tmp_path):
+    assert "How far can it be trusted?" not in report.build(tmp_path / "runs" / "x", tmp_path / "figures").read_text()
+
+
+def test_the_chapter_on_trust_names_only_what_the_notebook_notes():
+    cells = nbformat.read(paths.NOTEBOOKS / "07_evaluation.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    noted = set(re.findall(r"{(\w+)[:}]", report.TRUST.read_text()))
+    shown = Template(report.TRUST.read_text()).get_identifiers()
+    assert len(noted) > 30 and len(shown) > 15
+    for name in noted:
+        ways = (f'"{name}":', f'facts["{name}"]', f'run.fact("{re.sub("_(low|high)$", "", name)}"')
+        assert any(way in code for way in ways) or "_at_90" in name, name
+    for name in shown:
+        assert f'run.figure("{name}"' in code, name
+
+
+def test_what_models_said_of_the_test_patches_is_put_side_by_side(run, card):
+    other = results.Run("02_other", run.run_dir, {"seed": 3}, card, "patient")
+    run.table("scored", pd.DataFrame({"id": ["007", "012"], "a": [0.1, 0.2]}))
+    other.table("scored", pd.DataFrame({"id": ["012", "007"], "b": [0.3, 0.4]}))
+    both = results.load_scored(run.run_dir, ["01_data", "02_other"])
+    assert both.loc["007"].to_dict() == {"a": 0.1, "b": 0.4}
+    with pytest.raises(InputError, match="run 03_absent first"):
+        results.load_scored(run.run_dir, ["03_absent"])
+
+
+def test_a_fact_carries_its_interval(run):
+    run.fact("zoom", pd.Series({"value": 0.1, "low": 0.0, "high": 0.2, "name": "zoom"}))
+    assert {k: v for k, v in run.facts.items() if "zoom" in k} == {"zoom": 0.1, "zoom_low": 0.0, "zoom_high": 0.2}

@@ -30,17 +30,25 @@ def logistic(features: pd.DataFrame, y: np.ndarray, train: np.ndarray, C: float 
     return model.fit(features[train], y[train]).predict_proba(features)[:, 1]
 
 
-def table(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Score each baseline whose features the source knows: fitted on train, scored on test."""
+def predictions(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
+    """What each baseline whose features the source knows, fitted on train, says of the test patches.
+
+    Returns:
+        ``id`` and a column of probabilities a baseline.
+    """
     features = patches.assign(mean_intensity=images.mean(axis=(1, 2)))
     y, train = split["malignant"].to_numpy(), (split["split"] == "train").to_numpy()
-    test = (split["split"] == "test").to_numpy()
-    groups = split["patient"].to_numpy()[test] if split["patient"].notna().all() else None
     known = {name: columns for name, columns in FEATURES.items() if set(columns) <= set(features)}
-    return {
-        name: metrics.score(y[test], logistic(features[columns], y, train)[test], groups, seed)
-        for name, columns in known.items()
-    }
+    said = {name: logistic(features[columns], y, train) for name, columns in known.items()}
+    return patches[["id"]].assign(**said)[(split["split"] == "test").to_numpy()]
+
+
+def table(patches: pd.DataFrame, split: pd.DataFrame, images: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
+    """Score the :func:`predictions` of each baseline on test."""
+    test = split[split["split"] == "test"]
+    groups = test["patient"].to_numpy() if test["patient"].notna().all() else None
+    said = predictions(patches, split, images).drop(columns="id")
+    return {name: metrics.score(test["malignant"].to_numpy(), said[name].to_numpy(), groups, seed) for name in said}
 
 
 def gradients(images: np.ndarray) -> pd.DataFrame:

@@ -425,3 +425,109 @@ def inspection(
     figure.axes[1].imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
     figure.suptitle(heading, fontsize=12)
     return figure
+
+
+def bands(
+    table: pd.DataFrame, columns: int, xlabel: str, ylabels: list[str], heading: str, log: bool = False
+) -> Figure:
+    """Lines with bands, a panel each for ``panel``, a colour each for ``name``.
+
+    Args:
+        table: ``panel, name, x, value, low, high``.
+        columns: panels in a row; those of a row share their vertical scale.
+        xlabel: below each column.
+        ylabels: beside each row.
+        heading: the title.
+        log: whether x rises by factors.
+    """
+    panels, names = table["panel"].unique(), table["name"].unique()
+    rows = -(-len(panels) // columns)
+    wide = {1: 8.0, 2: 5.0, 3: 3.9}.get(columns, 2.5)
+    figure = Figure(figsize=(max(9.0, wide * columns + 1), 3.2 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
+    styles = dict(zip(names, zip((BLUE, ORANGE, GREEN, "0.4"), ("-", "--", "-.", ":"), strict=True), strict=False))
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for name, line in table[table["panel"] == panel].groupby("name", sort=False):
+            colour, style = styles[name]
+            axis.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
+            dots = "o" if len(line) <= 8 else ""
+            axis.plot(line["x"], line["value"], dots + style, color=colour, markersize=4, label=name)
+        axis.set(title=panel, xlabel=xlabel, xscale="log" if log else "linear")
+        axis.label_outer()
+    for axis, label in zip(axes[:, 0], ylabels, strict=True):
+        axis.set_ylabel(label)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
+def reliability(table: pd.DataFrame, heading: str) -> Figure:
+    """Share of malignant patches against the probability said; ``table`` has ``name, x, value, low, high``."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], ":", color="0.5", label="perfect")
+    for name, colour, marker in zip(table["name"].unique(), (ORANGE, BLUE), "so", strict=False):
+        line = table[table["name"] == name]
+        errors = np.abs(line[["low", "high"]].to_numpy() - line[["value"]].to_numpy()).T
+        axis.errorbar(line["x"], line["value"], yerr=errors, fmt=f"{marker}-", color=colour, capsize=3, label=name)
+    axis.set(title=heading, xlabel="probability said", ylabel="share malignant", xlim=(0, 1), ylim=(0, 1))
+    for along in (axis.xaxis, axis.yaxis):
+        along.set_major_formatter(PercentFormatter(1))
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def differences(table: pd.DataFrame, label: str, heading: str) -> Figure:
+    """A matrix of differences, bold where the interval leaves 0 out.
+
+    Args:
+        table: ``row, column, value, low, high``, and ``sure`` (0 or 1) where something else than the interval says so.
+        label: of the colours.
+        heading: the title.
+    """
+    rows, columns = table["row"].unique(), table["column"].unique()
+    columns = rows if set(rows) == set(columns) else columns
+    figure = Figure(figsize=(4.2 + 0.75 * len(columns), 2.2 + 0.42 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    grid = table.pivot(index="row", columns="column", values="value").reindex(index=rows, columns=columns)
+    most = max(0.01, float(table["value"].abs().max()))
+    shown = axis.imshow(grid, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
+    for cell in table.itertuples():
+        sure = cell.sure if "sure" in table else not cell.low <= 0 <= cell.high
+        colour = "white" if abs(cell.value) > 0.75 * most else "0.1"
+        place = (list(columns).index(cell.column), list(rows).index(cell.row))
+        weight = "bold" if sure else "normal"
+        axis.text(*place, f"{cell.value:+.3f}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
+    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=10)
+    axis.set_yticks(range(len(rows)), rows, fontsize=10)
+    axis.set_title(heading)
+    figure.colorbar(shown, ax=axis, label=label)
+    return figure
+
+
+def kinship(table: pd.DataFrame, line: float, heading: str) -> Figure:
+    """How alike the pixels of pairs are, by what they share; ``table`` has ``correlation, kin``, a row a pair."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    sns.histplot(
+        table,
+        x="correlation",
+        hue="kin",
+        hue_order=[name for name in ("strangers", "same patient", "same nodule") if name in set(table["kin"])],
+        palette="colorblind",
+        element="step",
+        fill=False,
+        bins=60,
+        ax=axis,
+    )
+    axis.axvline(line, color="0.4", linestyle=":")
+    axis.set(title=heading, xlabel="cross-correlation of the pixels at the best shift", ylabel="pairs", yscale="log")
+    axis.get_legend().set_title("")
+    sns.despine(figure)
+    return figure

@@ -1,9 +1,9 @@
-"""The report: every figure drawn from its kept data, ``results.json``, the data card, one self-contained page."""
+"""The report: every figure drawn from its kept data, ``results.json``, the cards, one self-contained page."""
 
 import io
 import json
 from pathlib import Path
-from string import Template
+from string import Formatter, Template
 from typing import Any
 
 import nbformat
@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from nodules import patches, paths, results
+from nodules import cards, patches, paths, results
 from nodules.errors import InputError
 
 # The 2019 report's figures in its numbering
@@ -42,8 +42,15 @@ FIGURES = {
     21: "Confusion matrix",
     22: "Whole network trained",
 }
-CITED, TRIED, DISCUSSION = (Path(__file__).with_name(name) for name in ("cited.csv", "tried.csv", "discussion.md"))
+CITED, TRIED, DISCUSSION, TRUST = (
+    Path(__file__).with_name(name) for name in ("cited.csv", "tried.csv", "discussion.md", "trust.md")
+)
+CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
 DISCUSSED = ("01_data", "04_training", "05_whole_network")  # notebooks whose rows stand beside the cited ones
+LINKS = """
+What the model is for, and for what not: [model_card.md](model_card.md). The CLAIM checklist, filled in:
+[claim.md](claim.md). The cards of the other sources: [data_card.md](data_card.md).
+"""
 DPI = 100
 README_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
 PAGE = Template("""<!DOCTYPE html>
@@ -76,7 +83,8 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     Args:
         run_dir: ``runs/<profile>-<data>``, where notebooks have kept figures and results.
         folder: gets ``<figure>.png`` and ``<figure>.json`` (its provenance), ``results.json``,
-            ``data_card.md`` and, last, ``report.html``. Figures that this run does not make are removed.
+            ``data_card.md``, ``model_card.md``, ``claim.md`` and, last, ``report.html``. Figures that this run
+            does not make are removed.
         readme: where the result table between the marks is written anew.
 
     Raises:
@@ -95,52 +103,23 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     }
     figures = _draw(run_dir, folder, facts)
     results.write_json(folder / "results.json", content)
-    _write(folder / "data_card.md", data_card(content))
+    for name, card in CARDS.items():
+        _write(folder / name, card(content))
     if readme:
         update_readme(readme, content)
     tables = {t["caption"]: pd.read_csv(run_dir / t["notebook"] / f"{t['name']}.csv") for t in content["tables"]}
     return _write(folder / "report.html", page(content, figures, tables, folder))
 
 
-def data_card(content: dict[str, Any]) -> str:
-    """The source's card, generated so that it cannot go stale."""
-    card = dict(content["card"])
-    limits = [f"- {line}" for line in card.pop("limits")]
-    fields = pd.DataFrame({"field": card.keys(), "value": card.values()}).fillna("unknown")
-    scores = result_table([row for row in content["rows"] if row["notebook"] == "01_data"])
-    lines = [f"## Data card: {card['title']}", "", *limits, "", *_markdown(fields), "", "Models that see no picture:"]
-    return "\n".join([*lines, "", *_markdown(scores[["what", "AUC (95% interval)"]]), ""])
-
-
-def result_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as people read them: value and 95% interval in one cell."""
-
-    def cell(row: dict[str, Any], metric: str) -> str:
-        return f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
-
-    cells = [
-        {
-            "what": row["name"],
-            "AUC (95% interval)": cell(row, "auc"),
-            "accuracy (95% interval)": cell(row, "accuracy"),
-            "weights": row.get("weights", "none"),
-            "split": row["split"],
-            "seed": row["seed"],
-            "test patches": row["n"],
-        }
-        for row in rows
-    ]
-    return pd.DataFrame(cells)
-
-
 def discussion(content: dict[str, Any]) -> str:
     """The section "Is 0.95 good?": this run's rows beside what others state (``cited.csv``)."""
     rows = [row for row in content["rows"] if row["notebook"] in DISCUSSED]
-    ours = result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
+    ours = cards.result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
     cited = pd.read_csv(CITED)
     low, high = _wilson(cited["accuracy"][0], cited["patches"][0])
     theirs = cited.assign(**{"test patches": cited["patches"].map("{:.0f}".format, na_action="ignore")})
-    theirs = theirs.rename(columns={"auc": "AUC (95% interval)", "accuracy": "accuracy (95% interval)"})
+    for metric in ("AUC", "accuracy"):
+        theirs[f"{metric} (95% interval)"] = [_stated(row, metric.lower()) for row in cited.to_dict("records")]
     columns = ["what", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "test patches", "source"]
     table = pd.concat([ours, theirs])[columns].fillna("not stated")
     majority = patches.KAGGLE_COUNTS["benign"] / patches.KAGGLE_COUNTS["patches"]
@@ -148,12 +127,32 @@ def discussion(content: dict[str, Any]) -> str:
     return Template(DISCUSSION.read_text(encoding="utf-8")).substitute(
         data=run["data"],
         split=run["split"],
-        table="\n".join(_markdown(table)),
-        tried="\n".join(_markdown(pd.read_csv(TRIED))),
+        table=cards.markdown(table),
+        tried=cards.markdown(pd.read_csv(TRIED)),
         low=f"{low:.3f}",
         high=f"{high:.3f}",
         majority=f"{majority:.1%}",
     )
+
+
+def chapter(facts: dict[str, Any], figures: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The chapter "How far can it be trusted?" (``trust.md``), and which figures each of its sections shows.
+
+    A section is left out where this run lacks one of its numbers or figures: nobody rated, nothing was scanned again.
+
+    Returns:
+        Text of each section, its first the introduction, with the names of its figures; empty without any.
+    """
+    first, *sections = TRUST.read_text(encoding="utf-8").split("\n### ")
+    found = {}
+    for section in sections:
+        names = Template(section).get_identifiers()
+        if set(names) <= set(figures) and {field for _, field, _, _ in Formatter().parse(section) if field} <= set(
+            facts
+        ):
+            pictures = {name: _shown(name, figures[name]) for name in names}
+            found["### " + Template(section.format(**facts)).substitute(pictures)] = names
+    return {first: []} | found if found else {}
 
 
 def update_readme(readme: Path, content: dict[str, Any]) -> None:
@@ -164,8 +163,8 @@ def update_readme(readme: Path, content: dict[str, Any]) -> None:
     _, mark, after = rest.partition(last)
     if not mark:
         raise InputError(f"{readme}: lacks the lines {first} and {last}; put them around the result table")
-    table = "\n".join(_markdown(result_table(content["rows"])))
-    _write(readme, f"{before}{first}\n{_about(content)}\n\n{table}\n{last}{after}")
+    table = cards.markdown(cards.result_table(content["rows"]))
+    _write(readme, f"{before}{first}\n{cards.about(content)}\n\n{table}\n{last}{after}")
 
 
 def page(
@@ -174,43 +173,42 @@ def page(
     """The page: a notebook of markdown cells turned to HTML by nbconvert, the pictures inside it."""
     revision = content["runs"][0]["git_revision"]
     cells = [
-        f"# Lung nodule malignancy from 64x64 CT patches\n\n{_about(content)} Code {revision}.",
-        data_card(content),
+        f"# Lung nodule malignancy from 64x64 CT patches\n\n{cards.about(content)} Code {revision}.",
+        cards.data_card(content) + LINKS,
     ]
-    cells += ["## Results\n\n" + "\n".join(_markdown(result_table(content["rows"])))]
+    cells += ["## Results\n\n" + cards.markdown(cards.result_table(content["rows"]))]
     cells += ["## The 2019 report's figures"]
     for number, title in FIGURES.items():
         name = f"fig{number:02d}"
         heading = f"### Figure {number}. {title}\n\n"
         cells.append(heading + (_shown(name, figures[name]) if name in figures else "*Not made by this run.*"))
-    cells += [discussion(content)]
-    beyond = {name: about for name, about in figures.items() if not name.startswith("fig")}
+    trust = chapter(content["facts"].get("07_evaluation", {}), figures)
+    cells += [discussion(content), *trust]
+    told = {name for names in trust.values() for name in names}
+    beyond = {name: about for name, about in figures.items() if not name.startswith("fig") and name not in told}
     cells += ["## Beyond the report"] + [
         f"### {about['title']}\n\n{_shown(name, about)}" for name, about in beyond.items()
     ]
     cells += ["## Tables"] * bool(tables)
-    cells += [f"### {caption}\n\n" + "\n".join(_markdown(table.round(3))) for caption, table in tables.items()]
+    cells += [f"### {caption}\n\n" + cards.markdown(table.round(3)) for caption, table in tables.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     return PAGE.substitute(title="Lung nodule malignancy", body=body)
 
 
+def _stated(row: dict[str, Any], metric: str) -> str | float:
+    """What a cited row says of a metric, with the interval where it has one; NaN where nothing."""
+    if pd.isna(row[metric]):
+        return float("nan")
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    return str(row[metric]) if pd.isna(low) else f"{row[metric]:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _wilson(share: float, count: float) -> tuple[float, float]:
     """95% interval of a share of ``count`` independent patches (Wilson 1927)."""
     interval = binomtest(round(share * count), int(count)).proportion_ci(method="wilson")
     return interval.low, interval.high
-
-
-def _about(content: dict[str, Any]) -> str:
-    """Which run the numbers come from, in one line."""
-    run = content["runs"][0]
-    what = "**a simulation, not patients**" if run["simulation"] else "measured images"
-    return (
-        f"Run `{run['profile']}` on {run['data']} ({what}), {run['split']} split, seed {run['parameters']['seed']}. "
-        f"Fitted on train, reported on test, intervals by bootstrap over "
-        f"{'patients' if run['split'] == 'patient' else 'patches'}."
-    )
 
 
 def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -242,11 +240,6 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _shown(name: str, about: dict[str, Any]) -> str:
     return f"![{about['title']}]({name}.png)\n\n{about['caption']} *{about['source']}.*"
-
-
-def _markdown(table: pd.DataFrame) -> list[str]:
-    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
 def _write(path: Path, text: str) -> Path:

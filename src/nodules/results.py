@@ -142,6 +142,11 @@ class Run:
         self.figures.append(name)
         return plots.stamp(draw(**data), self.source)
 
+    def fact(self, name: str, found: dict[str, float] | pd.Series) -> None:
+        """Note a number with its interval, ``value, low, high``, as ``name, <name>_low, <name>_high``."""
+        ends = {"": "value", "_low": "low", "_high": "high"}
+        self.facts |= {f"{name}{end}": float(found[column]) for end, column in ends.items()}
+
     def row(self, name: str, scores: dict[str, float], **about: Any) -> None:
         """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores."""
         common = {"name": name, "notebook": self.notebook, "data": self.card.title, "split": self.split_kind}
@@ -188,13 +193,25 @@ def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
     return chosen.drop([name for name in chosen.index if name.startswith("test")]).to_dict()
 
 
+def kept(run_dir: str, notebook: str, file: str) -> Path:
+    """A file that an earlier notebook kept.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = paths.resolve(run_dir) / notebook / file
+    if not path.exists():
+        raise InputError(f"{path}: not there; run {notebook} first")
+    return path
+
+
 def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
     """The split that ``01_data`` wrote, one row a patch in the patches' order.
 
     Raises:
         InputError: it is not there, or of other patches.
     """
-    path = _kept(run_dir, "01_data", "split.csv")
+    path = kept(run_dir, "01_data", "split.csv")
     split = pd.read_csv(path, dtype={"id": str, "patient": str})
     if list(split["id"]) != list(patches.table["id"]):
         raise InputError(f"{path}: a split of other patches than these; run 01_data again")
@@ -207,7 +224,17 @@ def load_predictions(run_dir: str, notebook: str) -> pd.DataFrame:
     Raises:
         InputError: it has not been run.
     """
-    return pd.read_csv(_kept(run_dir, notebook, "predictions.csv"), dtype={"id": str, "patient": str})
+    return pd.read_csv(kept(run_dir, notebook, "predictions.csv"), dtype={"id": str, "patient": str})
+
+
+def load_scored(run_dir: str, notebooks: list[str]) -> pd.DataFrame:
+    """What every model that these notebooks scored says of the test patches: a column of probabilities each, by ``id``.
+
+    Raises:
+        InputError: one of them has not been run.
+    """
+    tables = [pd.read_csv(kept(run_dir, name, "scored.csv"), dtype={"id": str}).set_index("id") for name in notebooks]
+    return pd.concat(tables, axis=1, join="inner")
 
 
 def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:
@@ -216,14 +243,7 @@ def load_choice(run_dir: str, notebook: str, name: str) -> dict[str, Any]:
     Raises:
         InputError: it has not been run.
     """
-    return json.loads(_kept(run_dir, notebook, f"{name}.choice").read_text(encoding="utf-8"))
-
-
-def _kept(run_dir: str, notebook: str, file: str) -> Path:
-    path = paths.resolve(run_dir) / notebook / file
-    if not path.exists():
-        raise InputError(f"{path}: not there; run {notebook} first")
-    return path
+    return json.loads(kept(run_dir, notebook, f"{name}.choice").read_text(encoding="utf-8"))
 
 
 def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
