@@ -271,7 +271,7 @@ def _unread(name: str) -> str:
 
 
 def _units(content: dict[str, Any]) -> str:
-    return "patients" if content["runs"][0]["split"] == "patient" else "patches"
+    return "patches" if content["card"]["patients"] is None else "patients"
 
 
 def _model(content: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,15 @@ class Patches:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def patients(self) -> np.ndarray | None:
+        """Patient of each patch, (N,): what intervals resample, whatever the split; None where unknown."""
+        return self.table["patient"].to_numpy() if "patient" in self.table else None
+
+    def patients_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Those of some patches; None where unknown."""
+        return None if self.patients is None else self.patients[rows]
+
 
 def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) -> Patches:
     """Read and verify a source.
