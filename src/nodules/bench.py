@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPEATS = 3
 PATCHES = 800  # N; also measured at 4N
 ARCHITECTURE = "resnet50"
+MANY, SMALLEST = 100_000, "resnet34"  # patches of the largest load, and the network that it is measured with
 STEPS = 9  # of all layers
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled; learning rate; turned views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
@@ -77,6 +78,20 @@ def extract(n: int) -> dict[str, Any]:
         bank = features.bank(body, images)
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "images": images.nbytes, "bank": bank.features.nbytes}
+
+
+def load(path: str) -> dict[str, Any]:
+    """Seconds from a file to a trained head: reader, bank, two epochs."""
+    from nodules import features, learners, models
+
+    started = time.perf_counter()
+    found = patches.read(path)
+    with tempfile.TemporaryDirectory() as folder:
+        paths.CACHE = Path(folder)
+        bank = features.bank(models.body(SMALLEST, "random", unit=found.card.unit), found.images)
+        parts = np.where(np.arange(len(found)) % 8, "train", "valid")
+        learners.train(bank, found.table["malignant"].to_numpy(), parts, epochs=2, lr=LR)
+        return {"seconds": time.perf_counter() - started, "bank": bank.features.nbytes}
 
 
 def forward(n: int) -> dict[str, Any]:
@@ -212,6 +227,17 @@ def compare_extraction() -> None:
     print(f"  bank: {small['bank'] / PATCHES:.0f} bytes for each patch and view", flush=True)
 
 
+def compare_load(folder: Path) -> None:
+    """Many patches from a file to a head: time grows in proportion, memory stays within 4 GB."""
+    half, whole = (folder / f"load-{n}.npz" for n in (MANY // 2, MANY))
+    measure(_write, half, MANY // 2)
+    measure(_write, whole, MANY)
+    what = f"file, {SMALLEST} bank, head: {MANY} patches / {MANY // 2} (linear: 2; aim: 4000 MB)"
+    large, _ = compare(what, (load, str(whole)), (load, str(half)), repeats=1)
+    print(f"  of the peak of {MANY}, {MANY * 2 * patches.SIDE**2 / 1e6:.0f} MB are images", end=" ")
+    print(f"and up to {large['bank'] / 1e6:.0f} MB pages of the bank", flush=True)
+
+
 def compare_training() -> None:
     """All layers in two precisions; heads on the bank against fastai's own learner."""
     layers = f"{STEPS} steps of all layers of {ARCHITECTURE}, float32 / bfloat16 where there is any"
@@ -226,9 +252,10 @@ def compare_training() -> None:
 
 def main() -> None:
     """Print one line a comparison as it is ready: both medians in seconds, their ratio, both peaks in MB."""
-    print(f"N = {PATCHES}, medians of {REPEATS} runs (the last row: 1) each in a fresh process, A and B in turn")
+    print(f"N = {PATCHES}, medians of {REPEATS} runs (the last two rows: 1) each in a fresh process, A and B in turn")
     print(f"{'A / B':<72} {'A [s]':>9} {'B [s]':>9} {'A/B':>7} {'A [MB]':>8} {'B [MB]':>8}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         compare_files(Path(folder))
-    compare_extraction()
-    compare_training()
+        compare_extraction()
+        compare_training()
+        compare_load(Path(folder))
