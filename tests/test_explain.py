@@ -81,7 +81,8 @@ def test_grad_cam_is_the_gradient_weighted_sum_of_the_maps():
     torch.manual_seed(0)
     network = whole.Network(body, "all", learners.head(features.width(body, "all"))).eval()
     images = torch.from_numpy(IMAGES.astype(np.float32))[:, None]
-    maps = body(body.prepare(images))
+    # In the same memory layout, since the last bit can decide where a maximum lies
+    maps = body(body.prepare(images).contiguous(memory_format=torch.channels_last))
     maps[1].retain_grad()
     logits = network.head(features.pooled(maps, "all"))
     (logits[:, 1] - logits[:, 0]).sum().backward()

@@ -73,7 +73,8 @@ def disc(radius):
 
 def test_zoom_makes_a_nodule_as_many_times_wider():
     seen = views.zoom(disc(10).repeat(3, 1, 1, 1), torch.tensor([1.0, 1.4, 0.5]))
-    widths = (seen.sum((1, 2, 3)) / np.pi).sqrt()
+    inside = seen[:, :, 12:52, 12:52]  # the border is mirrored, and with it the disc
+    widths = (inside.sum((1, 2, 3)) / np.pi).sqrt()
     assert torch.allclose(widths / widths[0], torch.tensor([1.0, 1.4, 0.5]), atol=0.02)
     assert torch.allclose(seen[:1], disc(10), atol=1e-4)
 
@@ -92,8 +93,9 @@ def test_blur_is_that_of_scipy_by_each_ones_own_width():
 def test_each_augmentation_changes_every_image_by_an_amount_of_its_own_and_repeats(kind):
     images = (disc(8) + 0.2 * torch.rand(1, 1, 64, 64)).repeat(4, 1, 1, 1) * 1000 - 800
     before = images.clone()
-    seen, again = (views.vary(images, kind, np.random.default_rng(0), 1200.0) for _ in range(2))
-    other = views.vary(images, kind, np.random.default_rng(1), 1200.0)
+    # Seeds whose amounts lie well apart: a blur of a tenth of a pixel changes nothing
+    seen, again = (views.vary(images, kind, np.random.default_rng(33), 1200.0) for _ in range(2))
+    other = views.vary(images, kind, np.random.default_rng(34), 1200.0)
     assert torch.equal(seen, again) and torch.equal(images, before) and seen.shape == images.shape
     assert not any(torch.allclose(seen[i], one, atol=1) for i in range(4) for one in (images[0], other[i]))
     assert not any(torch.allclose(seen[i], seen[k], atol=1) for i in range(4) for k in range(i))
