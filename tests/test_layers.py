@@ -7,7 +7,7 @@ from pathlib import Path
 import nodules
 
 PACKAGE = Path(nodules.__file__).parent
-LAYERS = [re.findall(r"``(\w+)``", line) for line in re.findall(r"^\d\. .*?(?=:)", nodules.__doc__, re.M)]
+LAYERS = [re.findall(r"``(\w+)``", line) for line in re.findall(r"^\d+\. .*?(?=:)", nodules.__doc__, re.M)]
 
 
 def test_every_module_stands_in_the_list_once():

@@ -182,18 +182,48 @@ def test_the_split_is_found_again_and_only_for_its_patches(tmp_path, own):
     run = results.Run("01_data", str(tmp_path), {"seed": 0}, ct.card, "random")
     assigned = split.assign(ct.table, "random")
     run.table("split", assigned)
+    run.save()
     loaded = results.load_split(str(tmp_path), ct)
     assert list(loaded["id"]) == list(ct.table["id"]) and list(loaded["split"]) == list(assigned["split"])
     run.table("split", assigned.iloc[1:])
+    run.save()
     with pytest.raises(InputError, match="other patches"):
         results.load_split(str(tmp_path), ct)
 
 
 def test_a_choice_is_read_back_or_named_as_missing(run):
     run.choice("network", architecture="resnet50", size=64)
+    run.save()
     assert results.load_choice(run.run_dir, "01_data", "network") == {"architecture": "resnet50", "size": 64}
     with pytest.raises(InputError, match="run 02_architectures first"):
         results.load_choice(run.run_dir, "02_architectures", "network")
+
+
+def test_what_was_changed_or_damaged_since_is_not_read(run, tmp_path):
+    run.choice("network", size=64)
+    run.save()
+    path = run.folder / "network.choice"
+    path.write_text(path.read_text().replace("64", "65"))
+    with pytest.raises(InputError, match=r"network\.choice: not as 01_data wrote it; run 01_data again"):
+        results.load_choice(run.run_dir, "01_data", "network")
+    with pytest.raises(InputError, match=r"network\.choice: not as 01_data wrote it"):
+        report.build(tmp_path / "runs" / "x", tmp_path / "figures")
+    for content in ("", "[]", "{}", '{"files": 3}', "\xff", '{"files": {'):
+        (run.folder / "results.json").write_text(content, encoding="latin-1")
+        with pytest.raises(InputError, match=r"results\.json: damaged; run 01_data again"):
+            results.load_choice(run.run_dir, "01_data", "network")
+
+
+def test_a_run_removes_what_it_made_and_writes_nowhere_else(run, card):
+    (run.folder / "thesis.docx").write_text("mine")
+    again = results.Run("01_data", run.run_dir, {"seed": 4}, card, "patient")
+    assert [path.name for path in run.folder.iterdir()] == ["thesis.docx"]
+    for name in ("../x", "/tmp/x", "a/b", "..", ""):
+        with pytest.raises(InputError, match="no plain file name"):
+            again.file(name)
+        with pytest.raises(InputError, match="no plain file name"):
+            again.table(f"{name}/..", pd.DataFrame({"a": [1]}))
+    assert [path.name for path in run.folder.parent.iterdir()] == ["01_data"]
 
 
 def test_the_smallest_network_within_one_standard_error_is_chosen():
@@ -244,6 +274,8 @@ def test_what_models_said_of_the_test_patches_is_put_side_by_side(run, card):
     other = results.Run("02_other", run.run_dir, {"seed": 3}, card, "patient")
     run.table("scored", pd.DataFrame({"id": ["007", "012"], "a": [0.1, 0.2]}))
     other.table("scored", pd.DataFrame({"id": ["012", "007"], "b": [0.3, 0.4]}))
+    run.save()
+    other.save()
     both = results.load_scored(run.run_dir, ["01_data", "02_other"])
     assert both.loc["007"].to_dict() == {"a": 0.1, "b": 0.4}
     with pytest.raises(InputError, match="run 03_absent first"):

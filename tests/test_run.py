@@ -88,8 +88,8 @@ def test_a_profile_is_checked_against_all_notebooks(tmp_path, notebook, monkeypa
     assert run.read_profile(profile) == {"n": 4, "epochs": 9}
     for text, words in {
         "epoch: 9": "no notebook has a parameter 'epoch'",
-        "epochs: many": "'many' is str, must be int",
-        "- 1": "must be a mapping",
+        "epochs: many": "'many' is str, not int",
+        "- 1": "no mapping of parameters",
         "a: [": "cannot be read as YAML",
         "n: !!python/object/apply:os.getcwd []": "cannot be read as YAML",
     }.items():

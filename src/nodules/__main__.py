@@ -71,7 +71,7 @@ def main() -> int:
     os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         arguments.do(arguments)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,8 +3,9 @@
 Nothing here unpickles, and whatever a library says of a damaged file becomes one line.
 """
 
+import io
+import logging
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,12 @@ import pandas as pd
 import tifffile
 
 from nodules.errors import InputError
+
+HEADER_BYTES = 65536  # of an array in an npz file; a longer one is no header
+CHARACTERS = 256  # of a name; a longer one is no name
+SLICE = 64  # names read at once, so that a few bytes cannot unfold into gigabytes
+CSV_BYTES = 10_000_000  # of a file of labels
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds is said in one line by us
 
 
 class Array(NamedTuple):
@@ -33,7 +40,7 @@ def opening(path: Path, kind: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # each library fails in many ways of its own
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: not a readable {kind} ({reason}); get or write the file again") from error
 
@@ -42,10 +49,11 @@ def npz(path: Path) -> dict[str, Array]:
     """The arrays of an npz file."""
 
     def header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
-        with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            parse = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = parse[version](file)
+        with archive.open(member) as packed:
+            file = io.BytesIO(packed.read(HEADER_BYTES))
+        version = np.lib.format.read_magic(file)
+        parse = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = parse[version](file)
         return shape, dtype
 
     def reader(key: str) -> Callable[[], np.ndarray]:
@@ -61,24 +69,33 @@ def npz(path: Path) -> dict[str, Array]:
 
 
 def hdf5(path: Path) -> dict[str, Array]:
-    """The data sets at the top of an HDF5 file."""
+    """The data sets at the top of an HDF5 file; what it takes from other files is left out."""
 
     def is_text(item: h5py.Dataset) -> bool:
         return h5py.check_string_dtype(item.dtype) is not None
 
+    def names(item: h5py.Dataset) -> np.ndarray:
+        found: list[str] = []
+        for start in range(0, len(item), SLICE):
+            found += item.asstr()[start : start + SLICE].tolist()
+            if max(map(len, found[start:])) > CHARACTERS:
+                raise ValueError(f"text of more than {CHARACTERS} characters")
+        return np.array(found, dtype=str)
+
     def reader(key: str) -> Callable[[], np.ndarray]:
         def load() -> np.ndarray:
             with opening(path, "HDF5 file"), h5py.File(path) as file:
-                item = file[key]
-                return item.asstr()[()].astype(str) if is_text(item) else item[()]
+                return names(file[key]) if is_text(file[key]) else file[key][()]
 
         return load
 
     with opening(path, "HDF5 file"), h5py.File(path) as file:
+        own = [key for key in file if isinstance(file.get(key, getlink=True), h5py.HardLink)]
+        items = [(key, file[key]) for key in own if isinstance(file[key], h5py.Dataset)]
         return {
             key: Array(item.shape or (), np.dtype(str) if is_text(item) else item.dtype, reader(key))
-            for key, item in file.items()
-            if isinstance(item, h5py.Dataset)
+            for key, item in items
+            if not (item.external or item.is_virtual)
         }
 
 
@@ -90,6 +107,8 @@ def tiles(tiff: Path, csv: Path) -> dict[str, Array]:
     with opening(tiff, "TIFF"), tifffile.TiffFile(tiff) as file:
         shape, dtype = file.series[0].shape, file.series[0].dtype
     with opening(csv, "CSV"):
+        if csv.stat().st_size > CSV_BYTES:
+            raise ValueError(f"more than {CSV_BYTES} bytes")
         labels = pd.read_csv(csv, index_col=0)
     if "malignancy" not in labels:
         raise InputError(f"{csv}: no column 'malignancy'; get the file again")

@@ -86,19 +86,27 @@ def bank(
     check(pool, kind, k)
     count = {"none": 1, "dihedral": 8}.get(kind, 1 + k)
     path = _path(body, images, {"pool": pool, "views": kind, "count": count, "seed": seed})
-    if not path.exists():
+    speed = _kept(path)
+    if speed is None:
         # Moved here, not in _fill: what inference mode makes of the weights could not be trained any more
         body = body.eval().to(device(), memory_format=torch.channels_last)
-        shape = (len(images), count, width(body, pool))
         started = time.perf_counter()
         with paths.replacing(path) as temporary:
-            _fill(np.lib.format.open_memmap(temporary, "w+", np.float16, shape), body, images, pool, kind, seed)
+            _fill(temporary, (len(images), count, width(body, pool)), body, images, pool, kind, seed)
             speed = len(images) * count / (time.perf_counter() - started)
             # Before the bank takes its name, so that there is never a bank without its speed
             with paths.replacing(path.with_suffix(".json")) as beside:
-                beside.write_text(json.dumps({"patches_per_second": speed}))
-    speed = json.loads(path.with_suffix(".json").read_text())["patches_per_second"]
+                beside.write_text(json.dumps({"patches_per_second": speed, "sha256": paths.sha256(temporary)}))
     return Bank(np.load(path, mmap_mode="r", allow_pickle=False), path.stem, speed)
+
+
+def _kept(path: Path) -> float | None:
+    """The speed noted beside a bank; None where there is no bank, or none as it was written: it is made anew."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+        return about["patches_per_second"] if paths.sha256(path) == about["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @torch.inference_mode()
@@ -125,20 +133,29 @@ def _path(body: models.Body, images: np.ndarray, about: dict) -> Path:
 
 
 @torch.inference_mode()
-def _fill(out: np.ndarray, body: models.Body, images: np.ndarray, pool: str, kind: str, seed: int) -> None:
+def _fill(
+    path: Path, shape: tuple[int, int, int], body: models.Body, images: np.ndarray, pool: str, kind: str, seed: int
+) -> None:
     """Write the features batch by batch, so that memory does not grow with the number of patches."""
     low, high = body.weights.window
-    bar = tqdm(total=out.shape[0] * out.shape[1], desc=f"{body.architecture} ({body.weights.name})", unit="patch")
-    with bar, torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16()):
-        for start in range(0, len(images), BATCH):
-            rows = slice(start, start + BATCH)
-            batch = torch.from_numpy(images[rows].astype(np.float32))[:, None].to(device())
-            for view in range(out.shape[1]):
+    count, views_of_each, width_of_each = shape
+    # One for each view, drawn from in the order of the patches: turns do not depend on the size of a batch
+    draws = [np.random.default_rng([seed, view]) for view in range(views_of_each)]
+    bar = tqdm(total=count * views_of_each, desc=f"{body.architecture} ({body.weights.name})", unit="patch")
+    precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())
+    # Not through a memory map: where a disk is full, writing to one kills the process without a word
+    with path.open("wb") as file, bar, precision:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for start in range(0, count, BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH].astype(np.float32))[:, None].to(device())
+            out = np.empty((len(batch), views_of_each, width_of_each), "<f2")
+            for view in range(views_of_each):
                 seen = batch
                 if kind == "dihedral":
                     seen = views.dihedral(batch, view)
                 elif view:
-                    seen = views.vary(batch, kind, np.random.default_rng([seed, start, view]), high - low)
+                    seen = views.vary(batch, kind, draws[view], high - low)
                 maps = body(body.prepare(seen).contiguous(memory_format=torch.channels_last))
-                out[rows, view] = pooled(maps, pool).clamp(max=torch.finfo(torch.float16).max).cpu().half().numpy()
+                out[:, view] = pooled(maps, pool).clamp(max=torch.finfo(torch.float16).max).cpu().half().numpy()
                 bar.update(len(batch))
+            file.write(out.data)

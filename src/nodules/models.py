@@ -22,7 +22,8 @@ from types import ModuleType
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model, get_model_weights
@@ -235,6 +236,13 @@ def collapse(state: State) -> State:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in flat.items()}
 
 
+def save(state: State, path: Path) -> None:
+    """Write tensors as a safetensors file, whole or not at all."""
+    with paths.replacing(path) as temporary:
+        # Not save_file, whose errors do not say whether the disk is full
+        temporary.write_bytes(serialize(state))
+
+
 def fingerprint(state: State) -> str:
     """SHA-256 over names, shapes, types and values of tensors."""
     digest = hashlib.sha256()
@@ -329,13 +337,9 @@ def _astra() -> State:
     """The 2D chest-CT ResNet-152: from the package at first, from safetensors after that."""
     path = _astra_cache()
     if not path.exists():
-        try:
-            paths.CACHE.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=paths.CACHE) as folder, paths.replacing(path) as temporary:
-                file = _from_package(ASTRA_REQUIREMENT, ASTRA_MODULE, lambda it: it.path("astra", folder), ASTRA_SHA256)
-                save_file(collapse(file["state_dict"]), temporary)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: can't be written ({_line(error)}); make room, or the folder writable") from error
+        with tempfile.TemporaryDirectory() as folder:
+            file = _from_package(ASTRA_REQUIREMENT, ASTRA_MODULE, lambda it: it.path("astra", folder), ASTRA_SHA256)
+        save(collapse(file["state_dict"]), path)
     state = _read_safetensors(path)
     if fingerprint(state) != ASTRA_2D_SHA256:
         raise InputError(f"{path}: not the tensors that its name says; delete it, it is made again")
@@ -413,8 +417,7 @@ def _hash_in_name(path: Path) -> str:
 
 
 def _verify(path: Path, sha256: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = paths.sha256(path)
     if not found.startswith(sha256):
         raise InputError(f"{path}: broken or another file, SHA-256 {found[:8]} not {sha256[:8]}; delete or replace it")
 

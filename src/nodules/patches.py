@@ -18,19 +18,22 @@ others             (N,), optional      columns of the table: ``diameter_mm``, ``
 """
 
 import hashlib
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nodules import arrays, paths, phantom
+from nodules import arrays, lidc, paths, phantom
 from nodules.arrays import Array
 from nodules.errors import InputError
 
 SIDE = 64  # pixels
 LEAST_SPAN = 50  # HU between the darkest and the brightest pixel of a set; less is something scaled to 0..1
 HU_RANGE = (-4096, 16383)  # padding of some scanners .. metal on the extended 14-bit scale
+MOST_TIMES = 100  # what an array may hold over what its file takes on disk; more is a decompression bomb
 MOST_PATCHES = 200_000  # 1.6 GB of int16; a larger number in a header is taken for a damaged file
 SOURCES = {
     "phantom": {
@@ -68,6 +71,9 @@ SOURCES = {
         ],
     },
 }
+RATINGS = re.compile(r"[1-5](;[1-5])*")
+LENGTHS = ("diameter_mm", "pixel_spacing_mm")
+NUMBERS = ("slice_index", *LENGTHS, *lidc.ATTRIBUTES)  # columns that are computed with
 NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
 OWN = {
     "simulation": False,
@@ -206,7 +212,7 @@ def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> 
     if "masks" in held:
         if held["masks"].shape != images.shape or held["masks"].dtype != bool:
             raise InputError(f"{path}: 'masks' must be bool and of the shape of the images, {images.shape}")
-        masks = held["masks"].read()
+        masks = _read(path, "masks", held["masks"])
 
     digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
     for column in ("id", "malignant", "patient"):
@@ -233,6 +239,14 @@ def _one_of(path: Path, held: dict[str, Array], *keys: str) -> tuple[str, Array]
     raise InputError(f"{path}: no '{keys[0]}' in it (found: {', '.join(held) or 'nothing'}); add it")
 
 
+def _read(path: Path, key: str, array: Array) -> np.ndarray:
+    """Read an array whose size, as its header says it, is in proportion to its file."""
+    size, claimed = path.stat().st_size, math.prod(array.shape) * array.dtype.itemsize
+    if claimed > MOST_TIMES * size:
+        raise InputError(f"{path}: '{key}' claims {claimed} bytes in a file of {size}; store it uncompressed")
+    return array.read()
+
+
 def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
     """The images as int16 and their unit."""
     key, array = _one_of(path, held, "images", "ct_slices")
@@ -242,7 +256,7 @@ def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
         raise InputError(f"{path}: '{key}' holds {array.shape[0]} patches; from 1 to {MOST_PATCHES} can be read")
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path}: '{key}' is {array.dtype}, not numbers; store Hounsfield units as int16")
-    images = array.read()
+    images = _read(path, key, array)
     if array.dtype == np.uint8:
         return images.astype(np.int16), "8-bit, not HU"
     low, high = images.min(), images.max()  # NaN and infinity come through both
@@ -264,7 +278,7 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         raise InputError(f"{path}: {n} images but '{label}' has the shape {array.shape}; one label an image")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{path}: '{label}' is {array.dtype}, not numbers; labels are 0 and 1")
-    labels = array.read().reshape(n)
+    labels = _read(path, label, array).reshape(n)
     if not np.isin(labels, (0, 1)).all():
         raise InputError(f"{path}: '{label}' holds {labels[~np.isin(labels, (0, 1))][0]}; labels are 0 and 1")
     if len(np.unique(labels)) == 1:
@@ -277,12 +291,20 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
             if named:
                 raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
             continue
-        if array.dtype.kind not in ("iuUS" if named else "iufbUS"):
+        if array.dtype.kind not in ("iuUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
             raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
-        text = named or array.dtype.kind in "US"
-        columns[key] = array.read().astype(str) if text else array.read()
+        text = named or key == "ratings" or array.dtype.kind in "US"
+        values = _read(path, key, array)
+        columns[key] = values.astype(str) if text else values
         if named and (columns[key] == "").any():
             raise InputError(f"{path}: '{key}' is empty in row {(columns[key] == '').argmax()}; name them all")
+        if array.dtype.kind == "f" and not np.isfinite(values).all():
+            row = np.isfinite(values).argmin()
+            raise InputError(f"{path}: '{key}' is {values[row]} in row {row}; fill it in, or leave the column out")
+        if key in LENGTHS and not (values > 0).all():
+            raise InputError(f"{path}: '{key}' is {values.min():g} in row {values.argmin()}; it must be above 0")
+        if key == "ratings" and (wrong := [text for text in columns[key] if not RATINGS.fullmatch(text)]):
+            raise InputError(f"{path}: 'ratings' holds {wrong[0]!r}; write 1 to 5 of each reader, such as 5;4;4")
     ids, counts = np.unique(columns["id"], return_counts=True)
     if counts.max() > 1:
         raise InputError(f"{path}: the id {str(ids[counts.argmax()])!r} stands {counts.max()} times; make ids unique")

@@ -9,7 +9,9 @@ database and clusters); Riederer et al. 1978, doi:10.1088/0031-9155/23/3/008 (no
 """
 
 import hashlib
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -500,12 +502,19 @@ def _rendered(
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc="phantom", unit="patch"))
         if workers > 1:
-            found = stack.enter_context(ProcessPoolExecutor(workers)).map(_render_nodule, *arguments, chunksize=8)
+            pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=_end_with_parent))
+            found = pool.map(_render_nodule, *arguments, chunksize=8)
         else:
             found = map(_render_nodule, *arguments)
         for one in found:
             bar.update(len(one[0]))
             yield one
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent was killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def rescan(

@@ -1,7 +1,6 @@
 """The report: every figure drawn from its kept data, ``results.json``, the cards, one self-contained page."""
 
 import io
-import json
 from pathlib import Path
 from string import Formatter, Template
 from typing import Any
@@ -90,9 +89,13 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     Raises:
         InputError: nothing has been run yet, or a figure's data no longer fit its drawing function.
     """
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run_dir.glob("*/results.json"))]
-    if not found:
+    folders = sorted(path.parent for path in run_dir.glob("*/results.json"))
+    if not folders:
         raise InputError(f"{run_dir}: no notebook has been run here; run make notebooks first")
+    found = [results.load(one) for one in folders]
+    for one, run in zip(folders, found, strict=True):
+        for file in run["files"]:
+            results.verify(one, file, run["files"])
     facts = {run["provenance"]["notebook"]: run["facts"] for run in found}
     content = {
         "runs": [run["provenance"] for run in found],
@@ -224,7 +227,7 @@ def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[
         figures[path.stem] = about
     for picture in folder.glob("*.png"):
         if picture.stem not in figures:
-            picture.unlink()
+            picture.unlink(missing_ok=True)
             picture.with_suffix(".json").unlink(missing_ok=True)
     return dict(sorted(figures.items(), key=lambda item: (item[1]["notebook"], item[1]["order"])))
 

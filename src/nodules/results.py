@@ -21,6 +21,7 @@ from nodules import paths, plots
 from nodules.errors import InputError
 from nodules.patches import Card, Patches
 
+KEPT = (".csv", ".json", ".npz", ".choice", ".safetensors")  # what a run writes into its folder
 PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", "pandas", "papermill")
 
 
@@ -65,9 +66,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder = paths.resolve(self.run_dir) / self.notebook
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self.folder.iterdir():
-            old.unlink()
+        with paths.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.iterdir():
+                if old.suffix in KEPT:  # and nothing that somebody else put there
+                    old.unlink(missing_ok=True)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -102,9 +105,19 @@ class Run:
         facts |= {"git revision": git_revision(), "data SHA-256": self.card.sha256}
         return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
 
+    def file(self, name: str) -> Path:
+        """Where this run keeps a file, for :func:`nodules.paths.replacing`.
+
+        Raises:
+            InputError: the name leads out of the run's folder.
+        """
+        if not name.strip(".") or Path(name).name != name:
+            raise InputError(f"{name}: no plain file name; leave out the folder")
+        return self.folder / name
+
     def table(self, name: str, table: pd.DataFrame, caption: str = "") -> Path:
         """Keep a table as CSV for the notebooks that follow; one with a caption is shown in the report."""
-        path = self.folder / f"{name}.csv"
+        path = self.file(f"{name}.csv")
         with paths.replacing(path) as temporary:
             table.to_csv(temporary, index=False)
         if caption:
@@ -113,7 +126,7 @@ class Run:
 
     def choice(self, name: str, /, **values: Any) -> Path:
         """Keep a decision for the notebooks that follow."""
-        path = self.folder / f"{name}.choice"
+        path = self.file(f"{name}.choice")
         write_json(path, values)
         return path
 
@@ -135,10 +148,10 @@ class Run:
                 arrays[key] = value
             else:
                 plain[key] = value
-        with paths.replacing(self.folder / f"{name}.npz") as temporary:
+        with paths.replacing(self.file(f"{name}.npz")) as temporary:
             np.savez_compressed(temporary, **arrays)
         about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": self.source}
-        write_json(self.folder / f"{name}.json", about | {"arguments": plain} | self.provenance)
+        write_json(self.file(f"{name}.json"), about | {"arguments": plain} | self.provenance)
         self.figures.append(name)
         return plots.stamp(draw(**data), self.source)
 
@@ -153,10 +166,12 @@ class Run:
         self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
 
     def save(self) -> Path:
-        """Write ``results.json``: provenance, card, facts, rows."""
+        """Write ``results.json``: provenance, card, facts, rows, and a hash of every file that was kept."""
         path = self.folder / "results.json"
-        content = {"provenance": self.provenance, "card": asdict(self.card)}
-        write_json(path, content | {"facts": self.facts, "rows": self.rows, "tables": self.tables})
+        content = {"provenance": self.provenance, "card": asdict(self.card), "facts": self.facts, "rows": self.rows}
+        kept = sorted(one for one in self.folder.iterdir() if one.suffix in KEPT and one != path)
+        files = {one.name: paths.sha256(one) for one in kept}
+        write_json(path, content | {"tables": self.tables, "files": files})
         return path
 
 
@@ -193,16 +208,46 @@ def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
     return chosen.drop([name for name in chosen.index if name.startswith("test")]).to_dict()
 
 
-def kept(run_dir: str, notebook: str, file: str) -> Path:
-    """A file that an earlier notebook kept.
+def load(folder: Path) -> dict[str, Any]:
+    """What a notebook saved in its ``folder``.
 
     Raises:
-        InputError: it is not there.
+        InputError: it has not been run to its end.
     """
-    path = paths.resolve(run_dir) / notebook / file
-    if not path.exists():
-        raise InputError(f"{path}: not there; run {notebook} first")
+    path = folder / "results.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["files"].items()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not there; run {folder.name} first, to its end") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged; run {folder.name} again") from error
+    return content
+
+
+def verify(folder: Path, file: str, files: dict[str, str]) -> Path:
+    """The path of a kept file, if it is as the notebook wrote it.
+
+    Args:
+        folder: of the notebook.
+        file: its name.
+        files: hashes by name, as of :func:`load`.
+
+    Raises:
+        InputError: it is not there, or has been changed or damaged since.
+    """
+    path = folder / file
+    if file not in files or not path.exists():
+        raise InputError(f"{path}: not there; run {folder.name} first")
+    if paths.sha256(path) != files[file]:
+        raise InputError(f"{path}: not as {folder.name} wrote it; run {folder.name} again")
     return path
+
+
+def kept(run_dir: str, notebook: str, file: str) -> Path:
+    """A file that an earlier notebook kept, checked by :func:`verify`."""
+    folder = paths.resolve(run_dir) / notebook
+    return verify(folder, file, load(folder)["files"])
 
 
 def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:

@@ -6,10 +6,13 @@ well, so that Make can trust it.
 """
 
 import ast
+import math
 import os
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ KERNEL = "python3"
 LITERALS = (bool, int, float, str, list)
 REDRAWN = {"plots"}  # a change in these draws figures again (see report) and runs no notebook
 ERROR_LINES = 12
+LARGEST = 2**63  # of whole numbers, either way: what numpy can hold
+MOST_BYTES = 100_000  # of a profile
 
 
 def parameters(notebook: Path) -> dict[str, Any]:
@@ -54,31 +59,48 @@ def parameters(notebook: Path) -> dict[str, Any]:
 def typed(name: str, value: Any, default: Any) -> Any:
     """``value`` if it has the type of ``default``; a whole number or ``1e-3``, which YAML reads as text, is a float."""
     if isinstance(default, float) and type(value) in (int, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with suppress(ValueError, OverflowError):
+            value = float(value)
     if type(value) is not type(default):
-        kind = type(default).__name__
-        raise InputError(f"{name}: {value!r} is {type(value).__name__}, must be {kind}, as in {name}: {default!r}")
+        kind, told = type(default).__name__, reprlib.repr(value)
+        raise InputError(f"{name}: {told} is {type(value).__name__}, not {kind}; write it as in {name}: {default!r}")
+    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{name}: {reprlib.repr(value)} is too large to be meant; write it as in {name}: {default!r}")
+    if isinstance(value, str) and not value.isprintable():
+        raise InputError(f"{name}: {reprlib.repr(value)} holds control characters; write it on one line")
     if isinstance(default, list) and default:
         return [typed(name, item, default[0]) for item in value]
     return value
 
 
+def _yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is none, or asks for more than plain values.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{' '.join(str(error).split())[:120]}") from error
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """A profile's parameters: one YAML mapping, each key a parameter of at least one notebook, rightly typed."""
     try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes")
+        profile = _yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: cannot be read as YAML ({reason}); take params/demo.yaml as a pattern") from error
     if not isinstance(profile, dict):
-        raise InputError(f"{path}: must be a mapping of parameters, such as seed: 0")
+        raise InputError(f"{path}: no mapping of parameters; write lines such as seed: 0")
     known = [parameters(notebook) for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
     for key, value in profile.items():
         defaults = [defaults[key] for defaults in known if key in defaults]
         if not defaults:
-            raise InputError(f"{path}: no notebook has a parameter {key!r}; correct or remove it")
+            raise InputError(f"{path}: no notebook has a parameter {reprlib.repr(key)}; correct or remove it")
         for default in defaults:
             typed(key, value, default)
     return profile
@@ -91,11 +113,12 @@ def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> di
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or key not in defaults:
-            raise InputError(f"-p {text}: {notebook.name} has no such parameter; it has {', '.join(defaults)}")
+            known = ", ".join(defaults)
+            raise InputError(f"-p {reprlib.repr(text)}: {notebook.name} has no such parameter; it has {known}")
         try:
-            chosen[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"-p {text}: the value is no YAML; put it in quotes") from error
+            chosen[key] = _yaml(value)
+        except ValueError as error:
+            raise InputError(f"-p {reprlib.repr(text)}: the value is no YAML; put it in quotes") from error
     return {key: typed(key, value, defaults[key]) for key, value in chosen.items()}
 
 
@@ -124,36 +147,47 @@ def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s
     """
     _check_kernel()
     # A notice of torch to its own callers would stand on top of every notebook
-    os.environ |= {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
-    failed = output.with_name(f"{output.stem}.failed.ipynb")
-    try:
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial)),
-            parameters=chosen,
-            kernel_name=KERNEL,
-            language="python",
-            cwd=notebook.parent,
-            progress_bar=False,
-            execution_timeout=cell_timeout_s,
-            on_cell_executed=_step_printer(notebook),
-            stderr_file=sys.stderr,
-            extra_arguments=["--log-level=CRITICAL"],
-        )
-    except (PapermillExecutionError, DeadKernelError, CellTimeoutError) as error:
-        partial.replace(failed)
-        if getattr(error, "ename", None) == InputError.__name__:
-            raise InputError(error.evalue) from error
-        lines = [line for line in str(error).splitlines() if line.strip()][-ERROR_LINES:]
-        where = f"cell:\n{error.source}\n" if isinstance(error, PapermillExecutionError) else ""
-        raise NotebookFailed(f"{notebook.name} failed; see {failed}\n{where}" + "\n".join(lines)) from error
+    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:torch.jit._script"
+    with paths.replacing(output) as partial:
+        try:
+            papermill.execute_notebook(
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial)),
+                parameters=chosen,
+                kernel_name=KERNEL,
+                language="python",
+                cwd=notebook.parent,
+                progress_bar=False,
+                execution_timeout=cell_timeout_s,
+                on_cell_executed=_step_printer(notebook),
+                stderr_file=sys.stderr,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+        except (PapermillExecutionError, DeadKernelError, CellTimeoutError) as error:
+            failed = output.with_name(f"{output.stem}.failed.ipynb")
+            partial.replace(failed)
+            raise _failure(notebook, failed, error) from error
+        _write_dependencies(notebook, output)
+    output.with_name(f"{output.stem}.failed.ipynb").unlink(missing_ok=True)
+
+
+def _failure(notebook: Path, failed: Path, error: Exception) -> InputError | NotebookFailed:
+    """What to raise where a cell failed: the input error that it raised, or the cell with the end of its error."""
+    if getattr(error, "ename", None) == InputError.__name__:
+        return InputError(error.evalue)
+    if isinstance(error, DeadKernelError):
+        return NotebookFailed(f"{notebook.name} failed; see {failed}\n{error}: killed, or out of memory")
+    lines = [line for line in str(error).splitlines() if line.strip()][-ERROR_LINES:]
+    where = f"cell:\n{error.source}\n" if isinstance(error, PapermillExecutionError) else ""
+    return NotebookFailed(f"{notebook.name} failed; see {failed}\n{where}" + "\n".join(lines))
+
+
+def _write_dependencies(notebook: Path, output: Path) -> None:
+    """Tell Make which modules an executed notebook depends on, in ``<name>.d`` beside it."""
     used = " ".join(map(_shown, modules(notebook)))
     # An empty rule for each module, as compilers write them, so that a removed module does not stop Make
     rules = [f"{_shown(output)}: {used}", *(f"{_shown(path)}:" for path in modules(notebook))]
-    output.with_suffix(".d").write_text("\n".join(rules) + "\n", encoding="utf-8")
-    partial.replace(output)
-    failed.unlink(missing_ok=True)
+    with paths.replacing(output.with_suffix(".d")) as temporary:
+        temporary.write_text("\n".join(rules) + "\n", encoding="utf-8")
 
 
 def _code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
