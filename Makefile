@@ -30,12 +30,13 @@ ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
 endif
 
-ifeq ($(wildcard params/$(PROFILE).yaml),)
-$(error There is no params/$(PROFILE).yaml; take PROFILE= from: $(basename $(notdir $(wildcard params/*.yaml))))
+PROFILES := $(basename $(notdir $(wildcard params/*.yaml)))
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error PROFILE=$(PROFILE): no such profile; take one of $(PROFILES))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks test lab bench lint lock clean distclean
+.PHONY: help figures notebooks test lab bench soak lint errors lock clean distclean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,9 +57,15 @@ lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root
 bench: $(ENVIRONMENT)  ## measure speed and memory side by side and print the ratios
 	$(PY) -m nodules bench
 
+soak: $(ENVIRONMENT)  ## kill, fill the disk, run twice at once, read damaged files: an hour; SOAK_ARGS="--help"
+	$(PY) tests/soak.py $(SOAK_ARGS)
+
 lint: $(ENVIRONMENT)  ## check style and format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+errors: $(ENVIRONMENT)  ## write docs/errors.md, the table of all errors, from the code that raises them
+	$(PY) -m nodules messages
 
 lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environment.yml from pyproject.toml
 	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
@@ -80,7 +87,7 @@ ifndef LOCKED
 	+@$(PYTHON) src/nodules/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
 else
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo 'error: $(PYTHON) is no Python 3.11 to 3.13; name one: make PYTHON=python3.12'; exit 2; }
+		|| { echo 'error: PYTHON=$(PYTHON): no Python 3.11 to 3.13; take one, as in make PYTHON=python3.12'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
 	$(VENV)/bin/uv pip sync --python $(PY) --require-hashes requirements.txt

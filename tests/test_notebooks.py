@@ -172,4 +172,4 @@ def test_bare_make_prints_every_target():
 
 def test_an_unknown_profile_is_named_in_one_line():
     done = make("figures", "PROFILE=nope")
-    assert done.returncode != 0 and "There is no params/nope.yaml" in done.stderr and "smoke" in done.stderr
+    assert done.returncode != 0 and "PROFILE=nope: no such profile" in done.stderr and "smoke" in done.stderr

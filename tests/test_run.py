@@ -124,7 +124,7 @@ def test_a_kernel_of_the_same_name_for_the_user_does_not_shadow_ours(notebook, t
     environment = os.environ | {"JUPYTER_DATA_DIR": str(tmp_path / "share" / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "0"}
     command = [sys.executable, "-m", "nodules", "run", str(notebook("1")), str(tmp_path / "out.ipynb")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "kernel 'python3' runs /bin/false" in done.stderr
+    assert done.returncode == 2 and "kernel 'python3': runs /bin/false" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out.ipynb").exists()
 
 

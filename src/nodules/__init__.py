@@ -14,6 +14,6 @@ Modules are layered: one imports only from those of a smaller number.
 7. ``trials``, ``whole``: experiments repeated until their spread is known; all layers trained on pictures
 8. ``explain``: class activation maps
 9. ``explore``, ``run``, ``report``, ``bench``, ``messages``: a widget; notebooks executed, the report page, measured
-   ratios; every message of an error in a table
+   ratios; every error in one table
 10. ``__main__``, ``alone``: the command line; one run at a time
 """

@@ -1,4 +1,7 @@
-"""The command line: ``python -m nodules run | report | export | bench``. Bad input ends with one line and code 2."""
+"""The command line: ``python -m nodules run | report | export | bench | messages``.
+
+Bad input ends with one line and code 2.
+"""
 
 import argparse
 import os
@@ -35,6 +38,12 @@ def _bench(arguments: argparse.Namespace) -> None:
     bench.main()
 
 
+def _messages(arguments: argparse.Namespace) -> None:
+    from nodules import messages
+
+    print(messages.write())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nodules", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -61,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(do=_export)
 
     commands.add_parser("bench", help="print a table of measured ratios").set_defaults(do=_bench)
+    commands.add_parser("messages", help="write docs/errors.md from where errors are raised").set_defaults(do=_messages)
     return parser
 
 

@@ -5,6 +5,7 @@ Nothing here unpickles, and whatever a library says of a damaged file becomes on
 
 import io
 import logging
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,11 +50,15 @@ def npz(path: Path) -> dict[str, Array]:
     """The arrays of an npz file."""
 
     def header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
-        with archive.open(member) as packed:
+        about = archive.getinfo(member)
+        with archive.open(about) as packed:
             file = io.BytesIO(packed.read(HEADER_BYTES))
         version = np.lib.format.read_magic(file)
         parse = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = parse[version](file)
+        # Only what is read to its end is checked against its checksum
+        if not dtype.hasobject and file.tell() + math.prod(shape) * dtype.itemsize != about.file_size:
+            raise ValueError(f"{member} is not as long as its header says")
         return shape, dtype
 
     def reader(key: str) -> Callable[[], np.ndarray]:

@@ -83,9 +83,9 @@ class Training:
 def check(epochs: int, lr: float, schedule: str, cycle_len: int = 1, cycle_mult: int = 1) -> None:
     """Refuse numbers of epochs, learning rates and schedules that can't be trained with, before any work."""
     if epochs < 1:
-        raise InputError(f"epochs={epochs}: take 1 or more")
+        raise InputError(f"epochs={epochs}: a training has at least one; take 1 or more")
     if not lr > 0:
-        raise InputError(f"lr={lr}: a learning rate is above 0, such as 0.001")
+        raise InputError(f"lr={lr}: a learning rate is above 0; take one such as 0.001")
     if schedule not in SCHEDULES:
         raise InputError(f"schedule={schedule!r}: no such schedule; take one of {', '.join(SCHEDULES)}")
     if schedule == "restarts":
@@ -102,13 +102,13 @@ def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
         InputError: they do not add up to ``epochs``.
     """
     if cycle_len < 1 or cycle_mult < 1:
-        raise InputError(f"cycle_len={cycle_len}, cycle_mult={cycle_mult}: both must be 1 or more")
+        raise InputError(f"cycle_len={cycle_len}, cycle_mult={cycle_mult}: both are at least 1; take 1 or more")
     lengths = [cycle_len]
     while sum(lengths) < epochs:
         lengths.append(lengths[-1] * cycle_mult)
     if sum(lengths) > epochs:
-        whole = f"cycle_len={cycle_len}, cycle_mult={cycle_mult}"
-        raise InputError(f"epochs={epochs}: no whole cycles of {whole}; take epochs={sum(lengths)}")
+        cycle, whole = f"cycle_len={cycle_len}, cycle_mult={cycle_mult}", sum(lengths)
+        raise InputError(f"epochs={epochs}: no whole cycles of {cycle}; take epochs={whole}")
     return lengths
 
 

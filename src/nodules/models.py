@@ -115,7 +115,7 @@ class Body(nn.Module):
         """
         grey = images.unsqueeze(1) if images.ndim == 3 else images
         if grey.ndim != 4 or grey.shape[1] != 1:
-            raise InputError(f"images of shape {tuple(images.shape)}: bring (N, 64, 64) or (N, 1, 64, 64)")
+            raise InputError(f"images of shape {tuple(images.shape)}: no grey patches; bring (N, 1, 64, 64)")
         grey = views.window(grey.to(self.mean), *self.weights.window)
         if grey.shape[-1] != self.size:
             grey = F.interpolate(grey, size=(self.size, self.size), mode="bilinear", align_corners=False)
@@ -193,7 +193,7 @@ def pairs(architectures: list[str], weights: list[str]) -> list[tuple[str, str]]
     """
     unknown = set(weights) - set(WEIGHTS)
     if unknown:
-        raise InputError(f"weights={sorted(unknown)[0]!r}: no such weights; take some of {', '.join(WEIGHTS)}")
+        raise InputError(f"weights={min(unknown)!r}: no such weights; take some of {', '.join(WEIGHTS)}")
     found = [
         (architecture, name) for architecture in architectures for name in available(architecture) if name in weights
     ]
@@ -353,7 +353,8 @@ def _imagenet(architecture: str, download: bool) -> tuple[State, str]:
     if path is None and architecture in RESNETS and download:
         path = _download(architecture)
     if path is None:
-        raise InputError(f"imagenet weights of {architecture}: not here; {_remedy(architecture)}")
+        remedy = _remedy(architecture)
+        raise InputError(f"imagenet weights of {architecture}: not here; {remedy}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, _hash_in_name(path))
     return state, f"ImageNet ({path.name})"
 
@@ -406,9 +407,8 @@ def _download(architecture: str) -> Path:
                 shutil.copyfileobj(reply, file)
             _verify(temporary, _hash_in_name(path))
     except (OSError, http.client.HTTPException, InputError) as error:
-        raise InputError(
-            f"imagenet weights of {architecture}: download failed ({_line(error)}); {_remedy(architecture)}"
-        ) from error
+        remedy = _remedy(architecture)
+        raise InputError(f"imagenet weights of {architecture}: download failed ({_line(error)}); {remedy}") from error
     return path
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from nodules import arrays, lidc, paths, phantom
-from nodules.arrays import Array
+from nodules.arrays import READERS, Array
 from nodules.errors import InputError
 
 SIDE = 64  # pixels
@@ -154,9 +154,9 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) 
         return _kaggle(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; data= takes phantom, kaggle, a folder, or an npz or HDF5 file")
-    if path.suffix.lower() not in arrays.READERS:
-        raise InputError(f"{path}: unknown kind of file; take one of {', '.join(arrays.READERS)}")
-    return _verified(path, arrays.READERS[path.suffix.lower()](path))
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"{path}: unknown kind of file; take one of {', '.join(READERS)}")
+    return _verified(path, READERS[path.suffix.lower()](path))
 
 
 def _kaggle(folder: Path) -> Patches:
@@ -177,13 +177,13 @@ def _kaggle(folder: Path) -> Patches:
 def _phantom_file(n_patches: int, seed: int) -> Path:
     """The rendered phantom in this module's own format, kept under a key of all that it depends on."""
     if n_patches < 1:
-        raise InputError(f"n_patches={n_patches}: the phantom needs at least 1 patch")
+        raise InputError(f"n_patches={n_patches}: the phantom needs at least 1 patch; take 1 or more")
     path = paths.CACHE / f"phantom-{n_patches}-{seed}-{phantom.version()}.npz"
     if not path.exists():
         try:
             images, masks, table = phantom.render(*_phantom_counts(n_patches), seed)
         except ValueError as error:
-            raise InputError(f"n_patches={n_patches}: {error}") from error
+            raise InputError(f"n_patches={n_patches}: {error}; take fewer") from error
         columns = {
             name: column.to_numpy(str if column.dtype.kind not in "iufb" else None) for name, column in table.items()
         }
@@ -210,9 +210,12 @@ def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> 
     table = pd.DataFrame(_columns(path, held, n))
     masks = None
     if "masks" in held:
-        if held["masks"].shape != images.shape or held["masks"].dtype != bool:
-            raise InputError(f"{path}: 'masks' must be bool and of the shape of the images, {images.shape}")
-        masks = _read(path, "masks", held["masks"])
+        array = held["masks"]
+        if array.shape != images.shape or array.dtype != bool:
+            raise InputError(
+                f"{path}: 'masks' is {array.dtype} of shape {array.shape}; store bool in the shape of the images"
+            )
+        masks = _read(path, "masks", array)
 
     digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
     for column in ("id", "malignant", "patient"):
@@ -252,8 +255,9 @@ def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
     key, array = _one_of(path, held, "images", "ct_slices")
     if len(array.shape) != 3 or array.shape[1:] != (SIDE, SIDE):
         raise InputError(f"{path}: '{key}' has the shape {array.shape}; it must be (N, {SIDE}, {SIDE})")
-    if not 0 < array.shape[0] <= MOST_PATCHES:
-        raise InputError(f"{path}: '{key}' holds {array.shape[0]} patches; from 1 to {MOST_PATCHES} can be read")
+    n = array.shape[0]
+    if not 0 < n <= MOST_PATCHES:
+        raise InputError(f"{path}: '{key}' holds {n} patches; from 1 to {MOST_PATCHES} can be read")
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path}: '{key}' is {array.dtype}, not numbers; store Hounsfield units as int16")
     images = _read(path, key, array)
@@ -279,8 +283,9 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
     if array.dtype.kind not in "iufb":
         raise InputError(f"{path}: '{label}' is {array.dtype}, not numbers; labels are 0 and 1")
     labels = _read(path, label, array).reshape(n)
-    if not np.isin(labels, (0, 1)).all():
-        raise InputError(f"{path}: '{label}' holds {labels[~np.isin(labels, (0, 1))][0]}; labels are 0 and 1")
+    wrong = labels[~np.isin(labels, (0, 1))]
+    if len(wrong):
+        raise InputError(f"{path}: '{label}' holds {wrong[0]}; labels are 0 and 1")
     if len(np.unique(labels)) == 1:
         raise InputError(f"{path}: '{label}' is {labels[0]:g} throughout; both classes are needed")
     columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
@@ -297,17 +302,21 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         values = _read(path, key, array)
         columns[key] = values.astype(str) if text else values
         if named and (columns[key] == "").any():
-            raise InputError(f"{path}: '{key}' is empty in row {(columns[key] == '').argmax()}; name them all")
+            row = (columns[key] == "").argmax()
+            raise InputError(f"{path}: '{key}' is empty in row {row}; name them all")
         if array.dtype.kind == "f" and not np.isfinite(values).all():
             row = np.isfinite(values).argmin()
-            raise InputError(f"{path}: '{key}' is {values[row]} in row {row}; fill it in, or leave the column out")
+            value = values[row]
+            raise InputError(f"{path}: '{key}' is {value} in row {row}; fill it in, or leave the column out")
         if key in LENGTHS and not (values > 0).all():
-            raise InputError(f"{path}: '{key}' is {values.min():g} in row {values.argmin()}; it must be above 0")
+            value, row = values.min(), values.argmin()
+            raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0")
         if key == "ratings" and (wrong := [text for text in columns[key] if not RATINGS.fullmatch(text)]):
             raise InputError(f"{path}: 'ratings' holds {wrong[0]!r}; write 1 to 5 of each reader, such as 5;4;4")
     ids, counts = np.unique(columns["id"], return_counts=True)
     if counts.max() > 1:
-        raise InputError(f"{path}: the id {str(ids[counts.argmax()])!r} stands {counts.max()} times; make ids unique")
+        name, times = str(ids[counts.argmax()]), counts.max()
+        raise InputError(f"{path}: the id {name!r} stands {times} times; make ids unique")
     return columns
 
 

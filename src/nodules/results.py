@@ -306,5 +306,6 @@ def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
     try:
         figure = getattr(plots, content["draw"])(**data)
     except (AttributeError, TypeError) as error:
-        raise InputError(f"{about}: no longer drawn by plots.{content['draw']} ({error}); run its notebook") from error
+        name = content["draw"]
+        raise InputError(f"{about}: no longer drawn by plots.{name} ({error}); run its notebook") from error
     return plots.stamp(figure, content["source"]), content

@@ -52,7 +52,7 @@ def parameters(notebook: Path) -> dict[str, Any]:
             text = ast.unparse(statement)
             raise InputError(f"{notebook}: parameter {text!r} is no literal; write name = value") from error
         if type(found[target.id]) not in LITERALS:
-            raise InputError(f"{notebook}: parameter {target.id} must be a bool, int, float, str or list")
+            raise InputError(f"{notebook}: parameter {target.id} is no bool, int, float, str or list; make it one")
     return found
 
 
@@ -61,13 +61,14 @@ def typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, float) and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             value = float(value)
+    told = reprlib.repr(value)
     if type(value) is not type(default):
-        kind, told = type(default).__name__, reprlib.repr(value)
-        raise InputError(f"{name}: {told} is {type(value).__name__}, not {kind}; write it as in {name}: {default!r}")
-    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) > LARGEST:
-        raise InputError(f"{name}: {reprlib.repr(value)} is too large to be meant; write it as in {name}: {default!r}")
+        found, kind = type(value).__name__, type(default).__name__
+        raise InputError(f"{name}: {told} is {found}, not {kind}; write it as in {name}: {default!r}")
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) > LARGEST):
+        raise InputError(f"{name}: {told} is no number to compute with; write it as in {name}: {default!r}")
     if isinstance(value, str) and not value.isprintable():
-        raise InputError(f"{name}: {reprlib.repr(value)} holds control characters; write it on one line")
+        raise InputError(f"{name}: {told} holds characters that cannot be printed; leave them out")
     if isinstance(default, list) and default:
         return [typed(name, item, default[0]) for item in value]
     return value
@@ -100,7 +101,8 @@ def read_profile(path: Path) -> dict[str, Any]:
     for key, value in profile.items():
         defaults = [defaults[key] for defaults in known if key in defaults]
         if not defaults:
-            raise InputError(f"{path}: no notebook has a parameter {reprlib.repr(key)}; correct or remove it")
+            name = reprlib.repr(key)
+            raise InputError(f"{path}: no notebook has a parameter {name}; correct or remove it")
         for default in defaults:
             typed(key, value, default)
     return profile
@@ -112,13 +114,14 @@ def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> di
     chosen = {key: value for key, value in profile.items() if key in defaults}
     for text in assignments:
         key, equals, value = text.partition("=")
+        told = reprlib.repr(text)
         if not equals or key not in defaults:
             known = ", ".join(defaults)
-            raise InputError(f"-p {reprlib.repr(text)}: {notebook.name} has no such parameter; it has {known}")
+            raise InputError(f"-p {told}: {notebook.name} has no such parameter; it has {known}")
         try:
             chosen[key] = _yaml(value)
         except ValueError as error:
-            raise InputError(f"-p {reprlib.repr(text)}: the value is no YAML; put it in quotes") from error
+            raise InputError(f"-p {told}: the value is no YAML; put it in quotes") from error
     return {key: typed(key, value, defaults[key]) for key, value in chosen.items()}
 
 
@@ -175,10 +178,10 @@ def _failure(notebook: Path, failed: Path, error: Exception) -> InputError | Not
     if getattr(error, "ename", None) == InputError.__name__:
         return InputError(error.evalue)
     if isinstance(error, DeadKernelError):
-        return NotebookFailed(f"{notebook.name} failed; see {failed}\n{error}: killed, or out of memory")
+        return NotebookFailed(f"{notebook.name}: its kernel died, killed or out of memory; see {failed}")
     lines = [line for line in str(error).splitlines() if line.strip()][-ERROR_LINES:]
-    where = f"cell:\n{error.source}\n" if isinstance(error, PapermillExecutionError) else ""
-    return NotebookFailed(f"{notebook.name} failed; see {failed}\n{where}" + "\n".join(lines))
+    where = ["cell:", error.source] if isinstance(error, PapermillExecutionError) else []
+    return NotebookFailed("\n".join([f"{notebook.name}: a cell failed; see {failed}", *where, *lines]))
 
 
 def _write_dependencies(notebook: Path, output: Path) -> None:
@@ -194,7 +197,8 @@ def _code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise InputError(f"{notebook}: no readable notebook ({' '.join(str(error).split())[:120]})") from error
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{notebook}: no readable notebook ({reason}); get it again") from error
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
@@ -211,7 +215,7 @@ def _check_kernel() -> None:
     """A ``python3`` kernel installed for the user would shadow this environment's; refuse it."""
     interpreter = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
     if interpreter not in ("python", "python3", f"python3.{sys.version_info.minor}", sys.executable):
-        raise InputError(f"kernel {KERNEL!r} runs {interpreter}, not {sys.executable}; remove that kernelspec")
+        raise InputError(f"kernel {KERNEL!r}: runs {interpreter}, not {sys.executable}; remove that kernelspec")
 
 
 def _step_printer(notebook: Path) -> Callable[..., None]:

@@ -99,7 +99,7 @@ class Budget:
 
     def __init__(self, minutes: float, gflops: float) -> None:
         if not (minutes > 0 and gflops > 0):
-            raise InputError(f"budget_min={minutes}, gflops={gflops}: both must be above 0")
+            raise InputError(f"budget_min={minutes}, gflops={gflops}: both are above 0; take 5 and 150 to begin with")
         self.minutes, self.gflops, self.started = minutes, gflops, time.monotonic()
 
     def steps(self, network: nn.Module, share: float, checked: int) -> int:
