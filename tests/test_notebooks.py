@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+import soak
 from nodules import paths, report, run
 from nodules.paths import ROOT
 
@@ -78,6 +79,14 @@ def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
         assert (folder / f"fig{number:02d}.png").exists() and report.FIGURES[number] in page
     for about in map(json.loads, (path.read_text() for path in folder.glob("*.json") if path.stem != "results")):
         assert "simulation" in about["source"]
+
+
+def test_a_run_from_nothing_elsewhere_gives_the_same_to_the_last_byte(smoke, tmp_path):
+    project = soak.copy(tmp_path)
+    soak.finish(project, OMP_NUM_THREADS="1", PYTHONHASHSEED="7")  # and one job at a time, where the first had two
+    first, second = soak.product(ROOT), soak.product(project)
+    assert soak.differences(first, second) == []
+    assert sum(name.endswith("predictions.csv") for name in first) == 1 and len(first) > 60
 
 
 def test_a_second_make_runs_nothing(smoke):

@@ -1,0 +1,273 @@
+"""Faults for real: kill runs, fill a disk, forbid writing, start two at once; ``make soak``.
+
+Everything happens in a copy of the project in a temporary folder. What was found is printed as a table.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("Makefile", "README.md", "pyproject.toml", "requirements.txt", "notebooks", "params", "src")
+TIMED = ("seconds", "patches_per_second", "time")  # what a clock says differs from run to run
+LONGEST = 40  # seconds until a kill
+DISK = "12m"  # of the small disk: room for the first files and no more
+
+
+def copy(folder: Path) -> Path:
+    """The project without what it has made, to run in."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy2(source, folder / name)
+    return folder
+
+
+def environment(project: Path, **changes: str) -> dict[str, str]:
+    """Variables under which the copy's code runs and not the original's, as from a shell and not from make."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return kept | {"PYTHONPATH": str(project / "src")} | changes
+
+
+def start(project: Path, *arguments: str, **changes: str) -> subprocess.Popen:
+    """Start ``make figures`` on the smoke profile in a process group of its own, its output in ``make.log``."""
+    command = ["make", "figures", f"PY={sys.executable}", "PROFILE=smoke", *arguments]
+    with (project / "make.log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=project, env=environment(project, **changes), stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def finish(project: Path, *arguments: str, **changes: str) -> None:
+    """Run ``make figures`` to its end, which must be a good one."""
+    code = start(project, *arguments, **changes).wait()
+    assert code == 0, (project / "make.log").read_text()[-3000:]
+
+
+def product(project: Path) -> dict[str, str]:
+    """A hash of every table, number, head and picture that a run has made, without what a clock says."""
+    found = {}
+    for path in sorted([*project.glob("runs/smoke-phantom/*/*"), *project.glob("figures/smoke-phantom/*")]):
+        name = str(path.relative_to(project))
+        if path.suffix == ".png":
+            content = np.asarray(Image.open(path).convert("RGB")).tobytes()
+        elif path.suffix == ".csv":
+            table = pd.read_csv(path, dtype=str)
+            content = table[[column for column in table if not any(t in column for t in TIMED)]].to_csv().encode()
+        elif path.suffix == ".safetensors":
+            content = path.read_bytes()
+        elif path.name == "results.json" and "runs" in path.parts:
+            rows = json.loads(path.read_text())["rows"]
+            content = json.dumps([{k: v for k, v in row.items() if k not in TIMED} for row in rows]).encode()
+        else:
+            continue
+        found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def differences(first: dict[str, str], second: dict[str, str]) -> list[str]:
+    """Names of what is not the same in two products."""
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
+def check_whole(project: Path) -> int:
+    """Open every file that a run shows under its name; a half-written one raises. How many there are."""
+    openers = {
+        ".png": lambda path: Image.open(path).load(),
+        ".csv": pd.read_csv,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".choice": lambda path: json.loads(path.read_text()),
+        ".ipynb": lambda path: json.loads(path.read_text())["cells"],
+        ".npz": lambda path: [np.load(path, allow_pickle=False)[key] for key in np.load(path, allow_pickle=False)],
+        ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+        ".safetensors": load_file,
+        ".html": lambda path: path.read_text().index("</html>"),
+        ".d": lambda path: path.read_text().index(":\n"),
+    }
+    files = [path for folder in ("runs", "figures", ".cache") for path in (project / folder).rglob("*")]
+    shown = [path for path in files if path.suffix in openers and not path.name.startswith(".")]
+    for path in shown:
+        openers[path.suffix](path)
+    return len(shown)
+
+
+def processes(project: Path) -> list[int]:
+    """Processes, kernels and workers among them, that still run the copy's code, by its path in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"PYTHONPATH={project / 'src'}".encode() in (path / "environ").read_bytes()
+            dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if mine and not dead:
+            found.append(int(path.name))
+    return found
+
+
+def gone(project: Path, seconds: float = 15) -> float:
+    """Seconds until no process of the copy is left."""
+    started = time.monotonic()
+    while left := processes(project):
+        assert time.monotonic() - started < seconds, f"processes {left} live on"
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def executed(project: Path) -> dict[str, int]:
+    """When each executed notebook was written, in nanoseconds."""
+    return {path.name: path.stat().st_mtime_ns for path in project.glob("runs/smoke-phantom/*.ipynb")}
+
+
+def kills(project: Path, expected: dict[str, str], count: int, rng: random.Random) -> str:
+    """Kill the whole process group at random moments and start again, from nothing whenever a run got to its end."""
+    done, ends, opened, longest = 0, 0, 0, 0.0
+    while done < count:
+        running, before, moment = start(project), executed(project), rng.uniform(1, LONGEST)
+        try:
+            assert running.wait(moment) == 0, (project / "make.log").read_text()[-3000:]
+            assert differences(expected, product(project)) == []
+            ends += 1
+            shutil.rmtree(project / "runs")
+            shutil.rmtree(project / "figures")
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            done += 1
+            longest = max(longest, gone(project))
+            opened += check_whole(project)
+            after = executed(project)
+            assert all(after[name] == when for name, when in before.items()), "finished work was done again"
+            print(f"  kill {done} of {count} after {moment:.0f} s, {len(after)} notebooks done", flush=True)
+    finish(project)
+    assert differences(expected, product(project)) == []
+    left = [path for path in project.rglob(".partial-*") if path.parent.name != "smoke-phantom"]
+    assert len(left) <= 1, left
+    return (
+        f"{count} kills, {ends} ends on the way; {opened} files opened, none half-written; no finished notebook run "
+        f"again; all processes gone within {longest:.1f} s; the end byte-identical to an undisturbed run"
+    )
+
+
+def interrupt(project: Path) -> str:
+    """Ctrl-C: one word, no traceback, no process left."""
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    running = start(project)
+    time.sleep(25)
+    os.killpg(running.pid, signal.SIGINT)
+    code = running.wait(30)
+    seconds, text = gone(project), (project / "make.log").read_text()
+    assert code != 0 and "interrupted" in text and "Traceback" not in text, text[-2000:]
+    return f"says interrupted, no traceback, all processes gone within {seconds:.1f} s"
+
+
+def twice(project: Path, expected: dict[str, str]) -> str:
+    """Two at once: the second waits and has nothing left to do."""
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    first = start(project)
+    time.sleep(3)
+    with (project / "second.log").open("w") as log:
+        second = subprocess.Popen(
+            ["make", "figures", f"PY={sys.executable}", "PROFILE=smoke"],
+            cwd=project,
+            env=environment(project),
+            stdout=log,
+            stderr=log,
+        )
+    assert first.wait() == 0 and second.wait() == 0
+    said = (project / "second.log").read_text().splitlines()
+    assert said[0].startswith("waiting: another make") and "nodules run" not in "\n".join(said)
+    assert differences(expected, product(project)) == []
+    return "the second waits with one line, then finds all done; the result is the same"
+
+
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[None]:
+    """A small disk in memory; takes root."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def refused(project: Path) -> str:
+    """Run until the disk says no: the one line that was said."""
+    code, text = start(project).wait(), (project / "make.log").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(lines) == 1 and "Traceback" not in text, text[-3000:]
+    gone(project)
+    check_whole(project)
+    return lines[0]
+
+
+def full_disk(project: Path) -> str:
+    """Runs and cache on a disk that is too small; then on one that is not."""
+    said = []
+    for folder in ("runs", ".cache"):
+        shutil.rmtree(project / "runs", ignore_errors=True)
+        shutil.rmtree(project / ".cache", ignore_errors=True)
+        with mounted(project / folder, f"size={DISK if folder == '.cache' else '200k'}"):
+            said.append(refused(project).replace(str(project), ""))
+    return "; ".join(f"`{line}`" for line in said)
+
+
+def read_only(project: Path) -> str:
+    """Runs and figures in folders that can't be written to."""
+    said = []
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    with mounted(project / "runs" / "smoke-phantom", "ro,size=1m"):
+        said.append(refused(project).replace(str(project), ""))
+    finish(project)
+    shutil.rmtree(project / "figures" / "smoke-phantom")
+    with mounted(project / "figures" / "smoke-phantom", "ro,size=1m"):
+        said.append(refused(project).replace(str(project), ""))
+    return "; ".join(f"`{line}`" for line in said)
+
+
+def main() -> None:
+    """Run what is asked for and print a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=25, help="how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        project = copy(Path(folder).resolve())
+        started = time.monotonic()
+        finish(project)
+        expected = product(project)
+        print(
+            f"undisturbed: {time.monotonic() - started:.0f} s, {len(expected)} tables, heads and pictures", flush=True
+        )
+        rng = random.Random(arguments.seed)
+        print(f"SIGKILL: {kills(project, expected, arguments.kills, rng)}", flush=True)
+        print(f"SIGINT: {interrupt(project)}", flush=True)
+        print(f"two at once: {twice(project, expected)}", flush=True)
+        if os.geteuid() == 0 and sys.platform == "linux":
+            print(f"read-only folder: {read_only(project)}", flush=True)
+            print(f"full disk: {full_disk(project)}", flush=True)
+        else:
+            print("full disk, read-only folder: skipped, mounting a small disk takes root on Linux", flush=True)
+
+
+if __name__ == "__main__":
+    main()
