@@ -134,7 +134,7 @@ def gone(project: Path, seconds: float = 15) -> float:
 
 def executed(project: Path) -> dict[str, int]:
     """When each executed notebook was written, in nanoseconds."""
-    return {path.name: path.stat().st_mtime_ns for path in project.glob("runs/smoke-phantom/*.ipynb")}
+    return {path.name: path.stat().st_mtime_ns for path in project.glob("runs/smoke-phantom/[0-9]*.ipynb")}
 
 
 def kills(project: Path, expected: dict[str, str], count: int, rng: random.Random) -> str:

@@ -475,7 +475,7 @@ def reliability(table: pd.DataFrame, heading: str) -> Figure:
         line = table[table["name"] == name]
         errors = np.abs(line[["low", "high"]].to_numpy() - line[["value"]].to_numpy()).T
         axis.errorbar(line["x"], line["value"], yerr=errors, fmt=f"{marker}-", color=colour, capsize=3, label=name)
-    axis.set(title=heading, xlabel="probability said", ylabel="share malignant", xlim=(0, 1), ylim=(0, 1))
+    axis.set(title=heading, xlabel="probability said", ylabel="share malignant", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for along in (axis.xaxis, axis.yaxis):
         along.set_major_formatter(PercentFormatter(1))
     axis.legend(frameon=False)
@@ -500,7 +500,7 @@ def differences(table: pd.DataFrame, label: str, heading: str) -> Figure:
     shown = axis.imshow(grid, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
     for cell in table.itertuples():
         sure = cell.sure if "sure" in table else not cell.low <= 0 <= cell.high
-        colour = "white" if abs(cell.value) > 0.75 * most else "0.1"
+        colour = "white" if abs(cell.value) > 0.6 * most else "0.1"
         place = (list(columns).index(cell.column), list(rows).index(cell.row))
         weight = "bold" if sure else "normal"
         axis.text(*place, f"{cell.value:+.3f}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
