@@ -109,7 +109,8 @@ def over_folds(
     members = [fold == name for name in np.unique(fold)]
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
-        every = [metric(y[rows], one[rows], weights[:, rows]) for one in p for rows in members]
+        with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval leaves out
+            every = [metric(y[rows], one[rows], weights[:, rows]) for one in p for rows in members]
         found = interval(np.mean(every, axis=0))
         out |= {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
     return out
