@@ -220,15 +220,17 @@ def refused(project: Path) -> str:
     return lines[0]
 
 
-def full_disk(project: Path) -> str:
-    """Runs and cache on a disk that is too small; then on one that is not."""
+def full_disk(project: Path, expected: dict[str, str]) -> str:
+    """Runs and cache on a disk that is too small; then with room again."""
     said = []
     for folder in ("runs", ".cache"):
         shutil.rmtree(project / "runs", ignore_errors=True)
         shutil.rmtree(project / ".cache", ignore_errors=True)
         with mounted(project / folder, f"size={DISK if folder == '.cache' else '200k'}"):
-            said.append(refused(project).replace(str(project), ""))
-    return "; ".join(f"`{line}`" for line in said)
+            said.append(refused(project).replace(f"{project}/", ""))
+    finish(project)
+    assert differences(expected, product(project)) == []
+    return "; ".join(f"`{line}`" for line in said) + "; with room again the result is the same"
 
 
 def read_only(project: Path) -> str:
@@ -236,11 +238,11 @@ def read_only(project: Path) -> str:
     said = []
     shutil.rmtree(project / "runs", ignore_errors=True)
     with mounted(project / "runs" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project).replace(str(project), ""))
+        said.append(refused(project).replace(f"{project}/", ""))
     finish(project)
     shutil.rmtree(project / "figures" / "smoke-phantom")
     with mounted(project / "figures" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project).replace(str(project), ""))
+        said.append(refused(project).replace(f"{project}/", ""))
     return "; ".join(f"`{line}`" for line in said)
 
 
@@ -264,7 +266,7 @@ def main() -> None:
         print(f"two at once: {twice(project, expected)}", flush=True)
         if os.geteuid() == 0 and sys.platform == "linux":
             print(f"read-only folder: {read_only(project)}", flush=True)
-            print(f"full disk: {full_disk(project)}", flush=True)
+            print(f"full disk: {full_disk(project, expected)}", flush=True)
         else:
             print("full disk, read-only folder: skipped, mounting a small disk takes root on Linux", flush=True)
 
