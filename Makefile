@@ -31,12 +31,17 @@ ENVIRONMENT := $(VENV)/installed
 endif
 
 PROFILES := $(basename $(notdir $(wildcard params/*.yaml)))
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
+ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
 $(error PROFILE=$(PROFILE): no such profile; take one of $(PROFILES))
+endif
+# Make and the shell would take a name with these apart
+SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % $$ \#
+ifneq ($(words $(DATA))$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(DATA)))),1)
+$(error DATA=$(DATA): a name with a space or a sign that make or the shell reads; rename it)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks test lab bench soak lint errors lock clean distclean
+.PHONY: help figures notebooks test lab bench soak lint errors lock clean distclean other-data
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -97,7 +102,8 @@ else
 	@touch $@
 endif
 
-# An executed notebook depends on its notebook, profile, data, the lock and the modules that it uses (in its .d file)
+# An executed notebook depends on its notebook, profile, data and the lock; its .d file adds the modules that it uses,
+# and other-data where it was run on data of another name that ends alike
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)
 	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)"
 -include $(wildcard $(RUN)/*.d)

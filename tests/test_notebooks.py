@@ -113,6 +113,11 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(smoke, changed, runs):
     assert ("nodules report" in planned) == (runs is not None)
 
 
+def test_other_data_whose_path_ends_alike_is_not_taken_for_the_same(smoke):
+    planned = make("-n", PAGE, "DATA=elsewhere/phantom.npz").stdout
+    assert all(f"nodules run notebooks/{path.name}" in planned for path in NOTEBOOKS)
+
+
 def test_one_table_holds_networks_and_baselines_of_one_split(smoke):
     rows = pd.DataFrame(json.loads((ROOT / "figures" / "smoke-phantom" / "results.json").read_text())["rows"])
     rows = rows[rows["notebook"] == "05_whole_network"].set_index("name")
@@ -179,6 +184,17 @@ def test_bare_make_prints_every_target():
         assert f"make {target} " in shown
 
 
-def test_an_unknown_profile_is_named_in_one_line():
-    done = make("figures", "PROFILE=nope")
-    assert done.returncode != 0 and "PROFILE=nope: no such profile" in done.stderr and "smoke" in done.stderr
+@pytest.mark.parametrize("setting", ["PROFILE=nope", "PROFILE=smoke demo", "PROFILE=%", "PROFILE="])
+def test_an_unknown_profile_is_named_in_one_line(setting):
+    done = make("figures", setting)
+    assert done.returncode == 2 and f"{setting}: no such profile; take one of" in done.stderr
+    assert "smoke" in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["my scans.npz", "a'b.npz", 'a"; touch sprung; "', "`id`", "$$(id)", "a#b", "a:b", "a%b", ""]
+)
+def test_a_name_that_make_or_the_shell_would_take_apart_is_refused(name):
+    done = make("figures", "PROFILE=smoke", f"DATA={name}")
+    assert done.returncode == 2 and "a name with a space or a sign that" in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout

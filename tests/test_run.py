@@ -175,3 +175,10 @@ def test_make_learns_which_modules_a_notebook_uses_but_not_the_drawing_code(note
     assert [path.stem for path in run.modules(source)] == ["errors", "split", "views"]
     run.execute(notebook("1"), tmp_path / "out" / "nb.ipynb", {}, 60)
     assert (tmp_path / "out" / "nb.d").read_text().startswith(f"{tmp_path}/out/nb.ipynb:")
+
+
+def test_make_learns_on_which_data_a_notebook_was_run(notebook, tmp_path):
+    source, output = notebook("1", parameters='data = "phantom"'), tmp_path / "nb.ipynb"
+    for data, told in {"phantom": "phantom", "../a b/$(x).npz": "../a?b/??x?.npz"}.items():
+        run.execute(source, output, {"data": data}, 60)
+        assert f'ifneq "$(DATA)" "{told}"\n{output}: other-data\nendif' in output.with_suffix(".d").read_text()

@@ -8,6 +8,7 @@ well, so that Make can trust it.
 import ast
 import math
 import os
+import re
 import reprlib
 import sys
 import time
@@ -169,7 +170,7 @@ def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s
             failed = output.with_name(f"{output.stem}.failed.ipynb")
             partial.replace(failed)
             raise _failure(notebook, failed, error) from error
-        _write_dependencies(notebook, output)
+        _write_dependencies(notebook, output, (parameters(notebook) | chosen).get("data"))
     output.with_name(f"{output.stem}.failed.ipynb").unlink(missing_ok=True)
 
 
@@ -184,13 +185,20 @@ def _failure(notebook: Path, failed: Path, error: Exception) -> InputError | Not
     return NotebookFailed("\n".join([f"{notebook.name}: a cell failed; see {failed}", *where, *lines]))
 
 
-def _write_dependencies(notebook: Path, output: Path) -> None:
-    """Tell Make which modules an executed notebook depends on, in ``<name>.d`` beside it."""
+def _write_dependencies(notebook: Path, output: Path, data: str | None) -> None:
+    """Tell Make, in ``<name>.d`` beside an executed notebook, which modules it depends on and what data it was run on.
+
+    A run's folder has the last part of the data's path in its name: other data whose path ends alike make it stale.
+    """
     used = " ".join(map(_shown, modules(notebook)))
     # An empty rule for each module, as compilers write them, so that a removed module does not stop Make
-    rules = [f"{_shown(output)}: {used}", *(f"{_shown(path)}:" for path in modules(notebook))]
+    lines = [f"{_shown(output)}: {used}", *(f"{_shown(path)}:" for path in modules(notebook))]
+    if data is not None:
+        # Make's DATA has no such sign, so that a name with one differs from it as it should
+        plain = re.sub(r"[^\w./~+@=,-]", "?", data)
+        lines += [f'ifneq "$(DATA)" "{plain}"', f"{_shown(output)}: other-data", "endif"]
     with paths.replacing(output.with_suffix(".d")) as temporary:
-        temporary.write_text("\n".join(rules) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
