@@ -226,6 +226,14 @@ def test_what_can_not_be_trained_is_refused_in_one_line_before_any_work(change, 
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_head_that_gives_no_numbers_is_refused_in_one_line(toy):
+    bank = toy[0]
+    diverged = torch.nn.Linear(bank.features.shape[2], 2)
+    torch.nn.init.constant_(diverged.weight, float("nan"))
+    with pytest.raises(InputError, match="diverged; take a lower learning rate"):
+        learners.predict(diverged, bank, np.arange(5))
+
+
 # The learning-rate finder
 
 

@@ -35,6 +35,7 @@ def test_a_message_without_a_remedy_is_found(tmp_path, monkeypatch):
         lambda: patches.read("absent.npz"),
         lambda: patches.read("phantom", n_patches=0),
         lambda: split.assign(None, "whole"),
+        lambda: split.assign(None, seed=-1),
     ],
 )
 def test_what_is_raised_is_in_the_table(cause):

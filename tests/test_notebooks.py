@@ -167,7 +167,11 @@ def test_predictions_are_the_product(smoke):
         ("02_architectures", "architectures=[resnet35]", "architecture='resnet35': no such network"),
         ("02_architectures", "pool=some", "pool='some': no such pooling"),
         ("02_architectures", "compare_lr=-0.1", "lr=-0.1: a learning rate is above 0"),
-        ("03_learning_rate", "views=0", "k=0: how many augmented views"),
+        ("02_architectures", "compare_seeds=[]", "compare_seeds=[]: out of range"),
+        ("03_learning_rate", "views=0", "k=0: out of range; take from 1 to 1000"),
+        ("05_whole_network", "folds=1", "folds=1: out of range; take from 2 to 10"),
+        ("06_interpretation", "cases=-1", "cases=-1: out of range"),
+        ("07_evaluation", "shifted=0", "shifted=0: out of range"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebook, parameter, words):

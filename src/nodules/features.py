@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nodules import models, paths, views
-from nodules.errors import InputError
+from nodules.errors import InputError, within
 
 POOLS = ("last", "all")  # stages
 VIEWS = ("none", "dihedral", "all", *views.AUGMENTATIONS)
@@ -51,8 +51,8 @@ def check(pool: str, kind: str, k: int) -> None:
         raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
     if kind not in VIEWS:
         raise InputError(f"views={kind!r}: no such views; take one of {', '.join(VIEWS)}")
-    if kind not in ("none", "dihedral") and k < 1:
-        raise InputError(f"k={k}: how many augmented views are kept of each patch; take 1 or more")
+    if kind not in ("none", "dihedral"):
+        within(1, 1000, k=k)
 
 
 def pooled(maps: list[torch.Tensor], pool: str) -> torch.Tensor:

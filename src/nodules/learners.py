@@ -21,7 +21,7 @@ from fastai.torch_core import no_random
 from fastai.vision.learner import create_head
 from torch import Tensor, nn
 
-from nodules.errors import InputError
+from nodules.errors import InputError, within
 from nodules.features import Bank, device
 from nodules.models import parameters
 
@@ -82,8 +82,7 @@ class Training:
 
 def check(epochs: int, lr: float, schedule: str, cycle_len: int = 1, cycle_mult: int = 1) -> None:
     """Refuse numbers of epochs, learning rates and schedules that can't be trained with, before any work."""
-    if epochs < 1:
-        raise InputError(f"epochs={epochs}: a training has at least one; take 1 or more")
+    within(1, 100_000, epochs=epochs)
     if not lr > 0:
         raise InputError(f"lr={lr}: a learning rate is above 0; take one such as 0.001")
     if schedule not in SCHEDULES:
@@ -101,8 +100,7 @@ def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
     Raises:
         InputError: they do not add up to ``epochs``.
     """
-    if cycle_len < 1 or cycle_mult < 1:
-        raise InputError(f"cycle_len={cycle_len}, cycle_mult={cycle_mult}: both are at least 1; take 1 or more")
+    within(1, 100_000, cycle_len=cycle_len, cycle_mult=cycle_mult)
     lengths = [cycle_len]
     while sum(lengths) < epochs:
         lengths.append(lengths[-1] * cycle_mult)
@@ -237,14 +235,29 @@ def find_lr(
 
 @torch.inference_mode()
 def predict(model: nn.Module, bank: Bank, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Probability of malignancy of each view of each patch, (len(rows), V)."""
+    """Probability of malignancy of each view of each patch, (len(rows), V).
+
+    Raises:
+        InputError: as of :func:`finite`.
+    """
     out = np.empty((len(rows), bank.features.shape[1]))
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         views = torch.from_numpy(bank.features[part]).to(device()).float()
         logits = model(views.flatten(0, 1)).view(len(part), -1, 2)
         out[start : start + BATCH] = logits.double().softmax(-1)[..., 1].cpu()
-    return out
+    return finite(out)
+
+
+def finite(p: np.ndarray) -> np.ndarray:
+    """Probabilities as they are.
+
+    Raises:
+        InputError: the network gives no numbers, since its training diverged.
+    """
+    if not np.isfinite(p).all():
+        raise InputError("the network gives no numbers any more: its training diverged; take a lower learning rate")
+    return p
 
 
 def check_rule(rule: str) -> None:

@@ -163,8 +163,8 @@ def body(architecture: str, weights: str = "auto", size: int = 64, unit: str = "
     if weights == "chest-ct" and architecture not in ASTRA_ARCHITECTURES:
         known = ", ".join(ASTRA_ARCHITECTURES)
         raise InputError(f"weights='chest-ct': not made for {architecture}; take one of {known}, or other weights")
-    if not (isinstance(size, int) and size >= 32):
-        raise InputError(f"size={size!r}: the networks halve an image five times; take a whole number from 32")
+    if not (isinstance(size, int) and 32 <= size <= 1024):
+        raise InputError(f"size={size!r}: the networks halve an image five times; take a whole number from 32 to 1024")
     names = _candidates(architecture) if weights == "auto" else [weights]
     for name in names[:-1]:
         try:

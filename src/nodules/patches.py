@@ -28,7 +28,7 @@ import pandas as pd
 
 from nodules import arrays, lidc, paths, phantom
 from nodules.arrays import READERS, Array
-from nodules.errors import InputError
+from nodules.errors import InputError, within
 
 SIDE = 64  # pixels
 LEAST_SPAN = 50  # HU between the darkest and the brightest pixel of a set; less is something scaled to 0..1
@@ -176,8 +176,7 @@ def _kaggle(folder: Path) -> Patches:
 
 def _phantom_file(n_patches: int, seed: int) -> Path:
     """The rendered phantom in this module's own format, kept under a key of all that it depends on."""
-    if n_patches < 1:
-        raise InputError(f"n_patches={n_patches}: the phantom needs at least 1 patch; take 1 or more")
+    within(1, MOST_PATCHES, n_patches=n_patches)
     path = paths.CACHE / f"phantom-{n_patches}-{seed}-{phantom.version()}.npz"
     if not path.exists():
         try:

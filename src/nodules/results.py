@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nodules import paths, plots
-from nodules.errors import InputError
+from nodules.errors import SEEDS, InputError, within
 from nodules.patches import Card, Patches
 
 KEPT = (".csv", ".json", ".npz", ".choice", ".safetensors")  # what a run writes into its folder
@@ -65,6 +65,7 @@ class Run:
     tables: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        within(0, SEEDS, seed=self.parameters["seed"])
         self.folder = paths.resolve(self.run_dir) / self.notebook
         with paths.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

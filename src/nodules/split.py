@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from nodules.errors import InputError
+from nodules.errors import SEEDS, InputError, within
 
 KINDS = ("auto", "patient", "random")
 SPLITS = ("train", "valid", "test")
@@ -26,6 +26,7 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
     Raises:
         InputError: unknown kind, a patient split without patients, or too few patches or patients of a class.
     """
+    within(0, SEEDS, seed=seed)
     if kind not in KINDS:
         raise InputError(f"split={kind!r}: no such split; take one of {', '.join(KINDS)}")
     has_patients = "patient" in table

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from nodules import learners, models, views
 from nodules.errors import InputError
 from nodules.features import Bank, device, has_bfloat16, pooled, width
-from nodules.learners import Training, head
+from nodules.learners import Training, finite, head
 
 BATCH = 32  # patches in a step
 CHECKS = 3  # validations in a training
@@ -257,7 +257,7 @@ def predict(model: nn.Module, images: np.ndarray, symmetries: int = SYMMETRIES) 
     """Probability of malignancy of each patch in the symmetries of the square, (N, symmetries); the first is plain.
 
     Raises:
-        InputError: the network gives no numbers, since its training diverged.
+        InputError: as of :func:`nodules.learners.finite`.
     """
     out = np.empty((len(images), symmetries))
     for start in range(0, len(images), 8 * BATCH):
@@ -265,9 +265,7 @@ def predict(model: nn.Module, images: np.ndarray, symmetries: int = SYMMETRIES) 
         for view in range(symmetries):
             logits = model.eval()(views.dihedral(batch, view))
             out[start : start + 8 * BATCH, view] = logits.double().softmax(1)[:, 1].cpu()
-    if not np.isfinite(out).all():
-        raise InputError("the network gives no numbers any more: its training diverged; take a lower learning rate")
-    return out
+    return finite(out)
 
 
 def head_first(
