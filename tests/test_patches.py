@@ -245,3 +245,32 @@ def test_the_histogram_of_each_class_sums_to_one(tmp_path, own):
     table = patches.intensity_histogram(patches.read(str(write(tmp_path, own, ".npz"))))
     for _, part in table.groupby("class"):
         assert np.isclose(part["density"].sum() * part["value"].diff().median(), 1, atol=0.02)
+
+
+NO_TEXT = {
+    "bytes": np.full(40, b"\x80"),
+    "surrogate": np.full(40, "\ud800"),
+    "beyond Unicode": np.full(40, 0x110000, dtype="<u4").view("<U1"),
+}
+
+
+@pytest.mark.parametrize("key", ["patient", "id", "ratings", "remark"])
+@pytest.mark.parametrize("wrong", NO_TEXT)
+def test_what_is_no_text_is_refused(tmp_path, own, key, wrong):
+    refused(write(tmp_path, own | {key: NO_TEXT[wrong]}, ".npz"), f"'{key}' holds what is no text; store it in UTF-8")
+
+
+@pytest.mark.parametrize("length", [1, None], ids=["fixed", "variable"])
+def test_bytes_in_hdf5_that_are_no_text_are_refused(tmp_path, own, length):
+    del own["patient"]
+    path = write(tmp_path, own, ".h5")
+    with h5py.File(path, "a") as file:
+        file.create_dataset("patient", 40, h5py.string_dtype("ascii", length))[:] = np.full(40, b"\x80")
+    refused(path, "can't decode byte 0x80")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_bytes_are_read_as_utf_8(tmp_path, own, suffix):
+    names = np.array([f"p{i}é" for i in range(40)])
+    own["patient"] = np.char.encode(names, "utf-8")
+    assert patches.read(str(write(tmp_path, own, suffix))).table["patient"].tolist() == names.tolist()

@@ -82,7 +82,7 @@ def hdf5(path: Path) -> dict[str, Array]:
     def names(item: h5py.Dataset) -> np.ndarray:
         found: list[str] = []
         for start in range(0, len(item), SLICE):
-            found += item.asstr()[start : start + SLICE].tolist()
+            found += item.asstr("utf-8")[start : start + SLICE].tolist()
             if max(map(len, found[start:])) > CHARACTERS:
                 raise ValueError(f"text of more than {CHARACTERS} characters")
         return np.array(found, dtype=str)

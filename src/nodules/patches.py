@@ -299,7 +299,7 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
             raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
         text = named or key == "ratings" or array.dtype.kind in "US"
         values = _read(path, key, array)
-        columns[key] = values.astype(str) if text else values
+        columns[key] = _text(path, key, values) if text else values
         if named and (columns[key] == "").any():
             row = (columns[key] == "").argmax()
             raise InputError(f"{path}: '{key}' is empty in row {row}; name them all")
@@ -317,6 +317,16 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         name, times = str(ids[counts.argmax()]), counts.max()
         raise InputError(f"{path}: the id {name!r} stands {times} times; make ids unique")
     return columns
+
+
+def _text(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    """Values as text that UTF-8 can hold, which not all bytes and not all code points are."""
+    try:
+        found = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
+        "".join(found).encode()
+    except (ValueError, SystemError) as error:  # the latter for numbers beyond Unicode
+        raise InputError(f"{path}: '{key}' holds what is no text; store it in UTF-8") from error
+    return found
 
 
 def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:
