@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -151,6 +151,7 @@ def test_malicious_kept_files_run_nothing(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["data", "run_dir"]), st.text(max_size=60)), st.lists(st.text(max_size=30)))
 def test_parameters_stay_data_in_the_notebook_that_runs(texts, names):
     notebook = load_notebook_node(str(paths.NOTEBOOKS / "02_architectures.ipynb"))
@@ -164,6 +165,7 @@ def test_parameters_stay_data_in_the_notebook_that_runs(texts, names):
     assert written == chosen
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_a_parameter_from_the_command_line_is_itself_or_refused(text):
     notebook = paths.NOTEBOOKS / "01_data.ipynb"
