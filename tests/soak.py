@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down to ignore it
     with tempfile.TemporaryDirectory() as folder:
         project = copy(Path(folder).resolve())
         started = time.monotonic()
