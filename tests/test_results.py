@@ -218,7 +218,7 @@ def test_a_run_removes_what_it_made_and_writes_nowhere_else(run, card):
     (run.folder / "thesis.docx").write_text("mine")
     again = results.Run("01_data", run.run_dir, {"seed": 4}, card, "patient")
     assert [path.name for path in run.folder.iterdir()] == ["thesis.docx"]
-    for name in ("../x", "/tmp/x", "a/b", "..", ""):
+    for name in ("../x", "/x", "a/b", "..", ""):
         with pytest.raises(InputError, match="no plain file name"):
             again.file(name)
         with pytest.raises(InputError, match="no plain file name"):
