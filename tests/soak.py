@@ -217,7 +217,7 @@ def refused(project: Path) -> str:
     assert code != 0 and len(lines) == 1 and "Traceback" not in text, text[-3000:]
     gone(project)
     check_whole(project)
-    return lines[0]
+    return lines[0].replace(f"{project}/", "")
 
 
 def full_disk(project: Path, expected: dict[str, str]) -> str:
@@ -227,7 +227,7 @@ def full_disk(project: Path, expected: dict[str, str]) -> str:
         shutil.rmtree(project / "runs", ignore_errors=True)
         shutil.rmtree(project / ".cache", ignore_errors=True)
         with mounted(project / folder, f"size={DISK if folder == '.cache' else '200k'}"):
-            said.append(refused(project).replace(f"{project}/", ""))
+            said.append(refused(project))
     finish(project)
     assert differences(expected, product(project)) == []
     return "; ".join(f"`{line}`" for line in said) + "; with room again the result is the same"
@@ -238,11 +238,11 @@ def read_only(project: Path) -> str:
     said = []
     shutil.rmtree(project / "runs", ignore_errors=True)
     with mounted(project / "runs" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project).replace(f"{project}/", ""))
+        said.append(refused(project))
     finish(project)
     shutil.rmtree(project / "figures" / "smoke-phantom")
     with mounted(project / "figures" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project).replace(f"{project}/", ""))
+        said.append(refused(project))
     return "; ".join(f"`{line}`" for line in said)
 
 

@@ -46,7 +46,7 @@ def has_bfloat16() -> bool:
 
 
 def check(pool: str, kind: str, k: int) -> None:
-    """Refuse an unknown pooling or kind of views, or fewer than one augmented view of a kind that has them."""
+    """Refuse an unknown pooling or kind of views, or a number of views out of range where they are drawn."""
     if pool not in POOLS:
         raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
     if kind not in VIEWS:
@@ -81,7 +81,7 @@ def bank(
         seed: of the amounts.
 
     Raises:
-        InputError: unknown pooling or views, or k < 1 where views are drawn.
+        InputError: unknown pooling or views, or k out of range where views are drawn.
     """
     check(pool, kind, k)
     count = {"none": 1, "dihedral": 8}.get(kind, 1 + k)

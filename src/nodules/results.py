@@ -51,6 +51,9 @@ class Run:
     """One notebook's run: its folder ``<run_dir>/<notebook>``, its parameters, what it found.
 
     A run starts with a clean slate: figures that an earlier run of this notebook left are removed.
+
+    Raises:
+        InputError: a seed out of range, or a folder that can't be written to.
     """
 
     notebook: str

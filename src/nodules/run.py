@@ -190,9 +190,9 @@ def _write_dependencies(notebook: Path, output: Path, data: str | None) -> None:
 
     A run's folder has the last part of the data's path in its name: other data whose path ends alike make it stale.
     """
-    used = " ".join(map(_shown, modules(notebook)))
+    used = [_shown(path) for path in modules(notebook)]
     # An empty rule for each module, as compilers write them, so that a removed module does not stop Make
-    lines = [f"{_shown(output)}: {used}", *(f"{_shown(path)}:" for path in modules(notebook))]
+    lines = [f"{_shown(output)}: {' '.join(used)}", *(f"{path}:" for path in used)]
     if data is not None:
         # Make's DATA has no such sign, so that a name with one differs from it as it should
         plain = re.sub(r"[^\w./~+@=,-]", "?", data)

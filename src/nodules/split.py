@@ -24,7 +24,8 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
         The columns ``id, patient, malignant, split, split_kind``, in the order of ``table``.
 
     Raises:
-        InputError: unknown kind, a patient split without patients, or too few patches or patients of a class.
+        InputError: unknown kind, a seed out of range, a patient split without patients, or too few patches or patients
+            of a class.
     """
     within(0, SEEDS, seed=seed)
     if kind not in KINDS:
