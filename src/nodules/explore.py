@@ -1,7 +1,6 @@
 """Pick a patch and see what the network makes of it: a widget, and a still picture where no kernel answers."""
 
 import base64
-import io
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,6 +12,7 @@ from torch import nn
 
 from nodules import explain, plots, views, whole
 
+DPI = 80
 CLASSES = {"both classes": [0, 1], "benign": [0], "malignant": [1]}
 
 
@@ -73,15 +73,9 @@ class Explorer:
         self.patch.index = 0 if self.patch.options else None  # a new value calls _show
 
     def _show(self, _: Any = None) -> None:
-        self.picture.value = b"" if self.patch.value is None else _png(self.draw(self.patch.value))
+        self.picture.value = b"" if self.patch.value is None else plots.png(self.draw(self.patch.value), DPI)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Both forms; a front end takes the best that it can show."""
-        still = base64.b64encode(_png(self.still())).decode()
+        still = base64.b64encode(plots.png(self.still(), DPI)).decode()
         return {**self.box._repr_mimebundle_(**options), "image/png": still}
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, dpi=80)
-    return out.getvalue()

@@ -3,6 +3,10 @@
 Colours are seaborn's colour-blind-safe palette: blue is benign, orange malignant, everywhere.
 """
 
+import io
+import sys
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -15,12 +19,48 @@ sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"imag
 BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
 LAID_OVER = 0.8  # opacity of an activation map where it is highest; where it is 0 the patch is seen unchanged
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
+DPI = 100
 
 
 def stamp(figure: Figure, text: str) -> Figure:
     """Write below a figure where its data come from."""
     figure.supxlabel(text, x=0.99, ha="right", fontsize=8, color="0.4")
     return figure
+
+
+def title(figure: Figure) -> str:
+    """What stands above a figure."""
+    return figure.get_suptitle() or figure.axes[0].get_title()
+
+
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """A figure as a picture."""
+    pixels = io.BytesIO()
+    figure.savefig(pixels, dpi=dpi)
+    return pixels.getvalue()
+
+
+def show_in_notebooks() -> None:
+    """Let a kernel show a figure as a picture with its label as the alternative text.
+
+    matplotlib-inline does so for figures made by pyplot only, and without an alternative text.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+
+    def picture(figure: Figure) -> tuple[bytes, dict[str, str]]:
+        return png(figure), {"alt": figure.get_label()}
+
+    def text(figure: Figure, printer: Any, _: bool) -> None:
+        printer.text(figure.get_label())
+
+    formatters = shell.display_formatter.formatters
+    formatters["image/png"].for_type(Figure, picture)
+    formatters["text/plain"].for_type(Figure, text)
+
+
+show_in_notebooks()
 
 
 def patch_grid(

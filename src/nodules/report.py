@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from nodules import cards, patches, paths, results
+from nodules import cards, patches, paths, plots, results
 from nodules.errors import InputError
 
 # The 2019 report's figures in its numbering
@@ -50,7 +50,6 @@ LINKS = """
 What the model is for, and for what not: [model_card.md](model_card.md). The CLAIM checklist, filled in:
 [claim.md](claim.md). The cards of the other sources: [data_card.md](data_card.md).
 """
-DPI = 100
 README_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -221,7 +220,7 @@ def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[
     for path in tqdm(kept, "figures"):
         figure, about = results.redraw(path)
         about["caption"] = about["caption"].format(**facts[about["notebook"]])
-        about["title"] = figure.get_suptitle() or figure.axes[0].get_title()
+        about["title"] = plots.title(figure)
         _save(figure, folder / f"{path.stem}.png")
         results.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
         figures[path.stem] = about
@@ -234,10 +233,8 @@ def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[
 
 def _save(figure: Figure, path: Path) -> None:
     """Save as a PNG of 256 colours, a third of the size of full colour and as legible."""
-    pixels = io.BytesIO()
-    figure.savefig(pixels, dpi=DPI)
     with paths.replacing(path) as temporary:
-        picture = Image.open(pixels).convert("RGB")
+        picture = Image.open(io.BytesIO(plots.png(figure))).convert("RGB")
         picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(temporary, optimize=True)
 
 

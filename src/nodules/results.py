@@ -157,7 +157,9 @@ class Run:
         about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": self.source}
         write_json(self.file(f"{name}.json"), about | {"arguments": plain} | self.provenance)
         self.figures.append(name)
-        return plots.stamp(draw(**data), self.source)
+        figure = plots.stamp(draw(**data), self.source)
+        figure.set_label(f"{plots.title(figure)}. {caption.format(**self.facts)}")
+        return figure
 
     def fact(self, name: str, found: dict[str, float] | pd.Series) -> None:
         """Note a number with its interval, ``value, low, high``, as ``name, <name>_low, <name>_high``."""
