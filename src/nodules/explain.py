@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nodules import learners, metrics, models
-from nodules.features import Bank, bank, device, width
+from nodules.device import device
+from nodules.features import Bank, bank, width
 from nodules.scratch import seeded
 from nodules.whole import HEAD_LR, Network
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nodules import models, paths, views
+from nodules.device import device, has_bfloat16
 from nodules.errors import InputError, within
 
 POOLS = ("last", "all")  # stages
@@ -31,18 +32,6 @@ class Bank:
     features: np.ndarray
     key: str
     patches_per_second: float  # as measured when the bank was made, views counted as patches
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def has_bfloat16() -> bool:
-    """Whether the machine multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def check(pool: str, kind: str, k: int) -> None:

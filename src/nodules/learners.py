@@ -21,8 +21,9 @@ from fastai.torch_core import no_random
 from fastai.vision.learner import create_head
 from torch import Tensor, nn
 
+from nodules.device import device
 from nodules.errors import InputError, within
-from nodules.features import Bank, device
+from nodules.features import Bank
 from nodules.models import parameters
 
 BATCH = 256

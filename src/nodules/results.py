@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from nodules import paths, plots
+from nodules.device import described
 from nodules.errors import SEEDS, InputError, within
 from nodules.patches import Card, Patches
 
@@ -101,11 +101,8 @@ class Run:
         """Seed, device, versions, revision and data hash, as a table to print."""
         from platform import python_version
 
-        device = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        )
         versions = {name: python_version() if name == "python" else version(name) for name in PACKAGES}
-        facts = {"seed": self.parameters["seed"], "device": device, **versions}
+        facts = {"seed": self.parameters["seed"], "device": described(), **versions}
         facts |= {"git revision": git_revision(), "data SHA-256": self.card.sha256}
         return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
 
@@ -140,7 +137,8 @@ class Run:
         Args:
             name: ``fig01`` for the 2019 report's figure 1, any other name for one beyond the report.
             draw: a function of :mod:`nodules.plots`.
-            caption: a sentence or two; ``{name}`` and ``{name:.3f}`` are filled from the facts of this run.
+            caption: a sentence or two; ``{name}`` and ``{name:.3f}`` are filled from the facts noted so far. It is
+                also the figure's alternative text.
             data: its arguments: arrays, tables, strings, numbers and lists of them.
         """
         arrays, plain = {}, {}

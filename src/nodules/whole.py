@@ -31,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from nodules import learners, models, views
+from nodules.device import device, has_bfloat16
 from nodules.errors import InputError
-from nodules.features import Bank, device, has_bfloat16, pooled, width
+from nodules.features import Bank, pooled, width
 from nodules.learners import Training, finite, head
 
 BATCH = 32  # patches in a step

@@ -1,0 +1,45 @@
+"""Which device computes, and how precisely it multiplies."""
+
+import functools
+import warnings
+
+import torch
+from torch.nn import functional as F
+
+
+@functools.cache
+def device() -> torch.device:
+    """The GPU where there is one that this torch can use, else the CPU; one tiny convolution decides.
+
+    CUDA also lists cards for which torch is no longer built, such as Paperspace's M4000, P4000 and P5000.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        tried = F.conv2d(torch.ones(1, 1, 4, 4, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda"))
+        reason = "" if tried.sum().item() == 36 else "its results are wrong"
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+    if not reason:
+        return torch.device("cuda")
+    warnings.warn(f"{_card()} can't be used, so the CPU is: {reason}", RuntimeWarning, stacklevel=2)
+    return torch.device("cpu")
+
+
+def described() -> str:
+    """The card's name, or the CPU with its threads."""
+    return _card() if device().type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def has_bfloat16() -> bool:
+    """Whether the machine multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _card() -> str:
+    try:
+        return torch.cuda.get_device_name()
+    except RuntimeError:
+        return "The GPU"
