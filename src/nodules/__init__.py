@@ -3,7 +3,8 @@
 Modules are layered: one imports only from those of a smaller number.
 
 1. ``errors``: what a user can do wrong
-2. ``paths``, ``lidc``: where things live and how files are written; the radiologists' annotations
+2. ``device``, ``lidc``, ``paths``, ``units``: what computes; the radiologists' annotations; where things live and how
+   files are written; what a pixel value means
 3. ``arrays``, ``duplicates``, ``metrics``, ``phantom``, ``plots``, ``split``, ``views``: arrays and tables in, the same
    or figures out
 4. ``baselines``, ``decisions``, ``patches``, ``models``, ``readers``, ``scratch``: what needs no network; calibration

@@ -3,12 +3,13 @@
 Nothing here unpickles, and whatever a library says of a damaged file becomes one line.
 """
 
+import importlib
 import io
 import logging
 import math
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,23 @@ HEADER_BYTES = 65536  # of an array in an npz file; a longer one is no header
 CHARACTERS = 256  # of a name; a longer one is no name
 SLICE = 64  # names read at once, so that a few bytes cannot unfold into gigabytes
 CSV_BYTES = 10_000_000  # of a file of labels
+# What people have under the name of another file: how it begins (in small letters), what it is, what to do
+MISTAKEN = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "run git lfs pull"),
+    (b"<!doctype html", "a web page", "log in, and download the file itself"),
+    (b"<html", "a web page", "log in, and download the file itself"),
+    (b"pk\x03\x04", "a zip archive (npz)", "unpack it, or name it .npz if numpy wrote it"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (b"\x89hdf", "an HDF5 file", "name it .hdf5"),
+    (b"\x93numpy", "a single array", "store images and labels in one file, by numpy.savez"),
+)
+FILTERS = {32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp", 32015: "zstd", 32026: "blosc2"}  # of HDF5
+NESTED = 30  # data sets in groups that are listed
+SHOWN = 6  # names in a message
+CODECS = {
+    tifffile.COMPRESSION[name] for name in ("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA")
+}
+SEPARATORS = ",;\t"  # of a CSV
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds is said in one line by us
 
 
@@ -34,16 +52,47 @@ class Array(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+UNREAD = Array((), np.dtype(object), lambda: np.array(None))  # listed, so that a message can name it
+
+
 @contextmanager
 def opening(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a library says of a damaged file into one line."""
+    """Turn whatever a library says of a file into one line with the cause and the remedy."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # each library fails in many ways of its own
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: not a readable {kind} ({reason}); get or write the file again") from error
+        raise _failure(path, kind, error) from error
+
+
+def _failure(path: Path, kind: str, error: Exception) -> InputError:
+    """What to do about a file that could not be read depends on why."""
+    reason = " ".join(str(error).split())[:120]
+    if isinstance(error, PermissionError):
+        return InputError(f"{path}: you may not read it; give yourself the right, as by chmod u+r")
+    if isinstance(error, MemoryError):
+        return InputError(f"{path}: does not fit into memory; close other programs, or bring fewer patches")
+    if "unable to lock file" in reason:
+        return InputError(f"{path}: in use by another process; close the program or notebook that has it open")
+    if "already open for" in reason:
+        return InputError(f"{path}: not closed by the program that wrote it; end that, then run h5clear -s on the file")
+    if isinstance(error, UnicodeDecodeError):
+        return InputError(f"{path}: its text is not UTF-8 ({reason}); save it in UTF-8")
+    if isinstance(error, NotImplementedError):
+        return InputError(f"{path}: compressed in a way that can't be read ({reason}); write it uncompressed")
+    for begins, what, remedy in MISTAKEN:
+        if kind not in what and _beginning(path).startswith(begins):
+            return InputError(f"{path}: not a {kind} but {what}; {remedy}")
+    return InputError(f"{path}: not a readable {kind} ({reason}); get or write the file again")
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip().lower()
+    except OSError:
+        return b""
 
 
 def npz(path: Path) -> dict[str, Array]:
@@ -74,7 +123,10 @@ def npz(path: Path) -> dict[str, Array]:
 
 
 def hdf5(path: Path) -> dict[str, Array]:
-    """The data sets at the top of an HDF5 file; what it takes from other files is left out."""
+    """The data sets at the top of an HDF5 file, and ``unit`` where an attribute states it.
+
+    Those in groups, and what lies in other files, stand among them by a name that says so, and can't be read.
+    """
 
     def is_text(item: h5py.Dataset) -> bool:
         return h5py.check_string_dtype(item.dtype) is not None
@@ -89,43 +141,130 @@ def hdf5(path: Path) -> dict[str, Array]:
 
     def reader(key: str) -> Callable[[], np.ndarray]:
         def load() -> np.ndarray:
-            with opening(path, "HDF5 file"), h5py.File(path) as file:
+            with opened() as file:
+                _check_filters(path, key, file[key])
                 return names(file[key]) if is_text(file[key]) else file[key][()]
 
         return load
 
-    with opening(path, "HDF5 file"), h5py.File(path) as file:
-        own = [key for key in file if isinstance(file.get(key, getlink=True), h5py.HardLink)]
-        items = [(key, file[key]) for key in own if isinstance(file[key], h5py.Dataset)]
-        return {
-            key: Array(item.shape or (), np.dtype(str) if is_text(item) else item.dtype, reader(key))
-            for key, item in items
-            if not (item.external or item.is_virtual)
-        }
+    @contextmanager
+    def opened() -> Iterator[h5py.File]:
+        # Network drives may have no locks: the file is then read without
+        with opening(path, "HDF5 file"), h5py.File(path, locking="best-effort") as file:
+            yield file
+
+    with opened() as file:
+        unit = _stated_unit(file)
+        held = {} if unit is None else {"unit": Array((), unit.dtype, lambda: unit)}
+        for key in file:
+            own = isinstance(file.get(key, getlink=True), h5py.HardLink)
+            item = file[key] if own else None
+            if isinstance(item, h5py.Group):
+                held |= {f"{key}/{name}": UNREAD for name in _inside(item)}
+            elif item is None or item.external or item.is_virtual:
+                held[f"{key} (in another file)"] = UNREAD
+            elif isinstance(item, h5py.Dataset):
+                dtype = np.dtype(str) if is_text(item) else item.dtype
+                held[key] = Array(item.shape or (), dtype, reader(key))
+        return held
+
+
+def _stated_unit(file: h5py.File) -> np.ndarray | None:
+    """What the attribute ``unit`` or ``units``, of the images or of the file, says; None without one."""
+    images = [file[key] for key in ("images", "ct_slices") if isinstance(file.get(key, getlink=True), h5py.HardLink)]
+    attributes = [item.attrs[name] for item in (*images, file) for name in ("unit", "units") if name in item.attrs]
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in attributes]
+    return np.array(texts[0]) if texts else None
+
+
+def _inside(group: h5py.Group) -> list[str]:
+    """Names of the data sets in a group, and in those below it."""
+    found: list[str] = []
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> bool | None:
+        found.extend([name] if isinstance(item, h5py.Dataset) else [])
+        return len(found) >= NESTED or None
+
+    group.visititems(visit)
+    return found
+
+
+def _check_filters(path: Path, key: str, item: h5py.Dataset) -> None:
+    """Refuse a data set that is compressed by what is not installed."""
+    made = item.id.get_create_plist()
+    for number, _, _, name in map(made.get_filter, range(made.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            with suppress(ImportError):
+                importlib.import_module("hdf5plugin")  # makes its filters known
+        if not h5py.h5z.filter_avail(number):
+            title = FILTERS.get(number) or name.decode(errors="replace") or "unknown"
+            raise InputError(
+                f"{path}: '{key}' needs the HDF5 filter {number} ({title}), which is not installed; pip install "
+                "hdf5plugin, or rewrite the file by h5repack -f GZIP=4"
+            )
 
 
 READERS = {".npz": npz, ".hdf5": hdf5, ".h5": hdf5}
 
 
 def tiles(tiff: Path, csv: Path) -> dict[str, Array]:
-    """Kaggle's other form: a multipage TIFF with the images, a CSV with index and ``malignancy``."""
+    """Kaggle's other form: a TIFF of one patch a page, and a CSV with ``malignancy``, a row a page."""
     with opening(tiff, "TIFF"), tifffile.TiffFile(tiff) as file:
-        shape, dtype = file.series[0].shape, file.series[0].dtype
-    with opening(csv, "CSV"):
-        if csv.stat().st_size > CSV_BYTES:
-            raise ValueError(f"more than {CSV_BYTES} bytes")
-        labels = pd.read_csv(csv, index_col=0)
-    if "malignancy" not in labels:
-        raise InputError(f"{csv}: no column 'malignancy'; get the file again")
-    if list(labels.index) != list(range(len(labels))):
-        raise InputError(f"{csv}: its rows are not numbered 0, 1, 2, ...; get the file again")
-    values = labels["malignancy"].to_numpy()
+        shape, dtype = _pages(tiff, file)
+    values = _labels(csv)
 
     def pixels() -> np.ndarray:
-        with opening(tiff, "TIFF"):
-            return tifffile.imread(tiff)
+        with opening(tiff, "TIFF"), tifffile.TiffFile(tiff) as file:
+            read = [series.asarray().reshape(-1, *series.shape[-2:]) for series in file.series]
+            negative = file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE and dtype == np.uint8
+        found = np.concatenate(read) if len(read) > 1 else read[0]
+        return 255 - found if negative else found
 
     return {
         "images": Array(shape, dtype, pixels),
         "malignant": Array(values.shape, values.dtype, lambda: values),
     }
+
+
+def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of all pages together: one series, or many that are alike, as when pages are appended."""
+    codecs = {series.keyframe.compression for series in file.series}
+    if not codecs <= CODECS:
+        (codec, *_) = codecs - CODECS
+        name = getattr(codec, "name", codec)
+        raise InputError(f"{path}: compressed by {name}, which can't be read; save it uncompressed, or by LZW")
+    kinds = {(series.shape[-2:], series.dtype) for series in file.series}
+    if len(file.series) == 1:
+        return file.series[0].shape, file.series[0].dtype
+    if len(kinds) > 1 or any(len(series.shape) not in (2, 3) for series in file.series):
+        found = ", ".join(f"{series.shape} {series.dtype}" for series in file.series[:SHOWN])
+        raise InputError(f"{path}: holds {len(file.series)} series ({found}); save the patches alone, a page each")
+    ((side, dtype),) = kinds
+    return (sum(math.prod(series.shape[:-2]) for series in file.series), *side), dtype
+
+
+def _labels(path: Path) -> np.ndarray:
+    """The column ``malignancy`` of a CSV as spreadsheets write it, (N,).
+
+    The first column, if it is another, and any without a name number the rows 0, 1, 2, ...
+    """
+    with opening(path, "CSV"):
+        if path.stat().st_size > CSV_BYTES:
+            raise ValueError(f"more than {CSV_BYTES} bytes")
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+        decimal = "," if separator == ";" and "," in text else "."
+        table = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, index_col=False).dropna(how="all")
+        table.columns = [str(name).strip().lower() for name in table.columns]
+    if list(table.columns).count("malignancy") != 1:
+        found = ", ".join(map(repr, table.columns[:SHOWN]))
+        raise InputError(f"{path}: no column 'malignancy' (found: {found}); name the column of labels so")
+    numbering = [name for i, name in enumerate(table) if i == 0 or name == "index" or name.startswith("unnamed")]
+    for name in numbering:
+        if name != "malignancy" and list(table[name]) != list(range(len(table))):
+            raise InputError(
+                f"{path}: its rows are not numbered 0, 1, 2, ... (column {name!r}); sort and number them as the pages "
+                "of the TIFF"
+            )
+    return table["malignancy"].to_numpy()

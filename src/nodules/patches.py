@@ -5,9 +5,11 @@ Whatever the source, :func:`read` returns :class:`Patches`. A file of one's own 
 =================  ==================  =====================================================================
 key                shape, dtype        meaning
 =================  ==================  =====================================================================
-``images``         (N, 64, 64)         Hounsfield units (any integer or float), or uint8: taken as it is and
-                                       marked "not HU". ``ct_slices`` is taken too.
+``images``         (N, 64, 64)         Hounsfield units, or grey levels 0 to 255 (marked "not HU"), of any integer
+                                       or floating type. ``ct_slices`` is taken too. :mod:`nodules.units` says how
+                                       the two are told apart.
 ``malignant``      (N,) or (N, 1)      0 benign, 1 malignant. ``slice_class`` is taken too.
+``unit``           text, optional      ``HU`` or ``8-bit``, where the values do not tell; in HDF5 also an attribute
 ``id``             (N,), optional      unique name of each patch; without it the row number
 ``patient``        (N,), optional      who it is of; without it no patient-wise split is possible
 ``nodule``         (N,), optional      which nodule it shows
@@ -20,19 +22,18 @@ others             (N,), optional      columns of the table: ``diameter_mm``, ``
 import hashlib
 import math
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nodules import arrays, lidc, paths, phantom
+from nodules import arrays, lidc, paths, phantom, units
 from nodules.arrays import READERS, Array
 from nodules.errors import InputError, within
 
 SIDE = 64  # pixels
-LEAST_SPAN = 50  # HU between the darkest and the brightest pixel of a set; less is something scaled to 0..1
-HU_RANGE = (-4096, 16383)  # padding of some scanners .. metal on the extended 14-bit scale
 MOST_TIMES = 100  # what an array may hold over what its file takes on disk; more is a decompression bomb
 MOST_PATCHES = 200_000  # 1.6 GB of int16; a larger number in a header is taken for a damaged file
 SOURCES = {
@@ -75,6 +76,9 @@ RATINGS = re.compile(r"[1-5](;[1-5])*")
 LENGTHS = ("diameter_mm", "pixel_spacing_mm")
 NUMBERS = ("slice_index", *LENGTHS, *lidc.ATTRIBUTES)  # columns that are computed with
 NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
+MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")  # how tables write what is not known
+EXACT = 2**53  # whole numbers from which floats are no longer exact
+SHOWN = 3  # groups of names that are alike on a card
 OWN = {
     "simulation": False,
     "licence": "as its owner says",
@@ -104,11 +108,13 @@ class Card:
     licence: str
     citation: str
     limits: list[str]
+    notes: list[str]  # what was converted, and what looks odd
     sha256: str
 
     def table(self) -> pd.DataFrame:
         """The card as a two-column table, without its limits."""
         fields = {name: value for name, value in asdict(self).items() if name != "limits"}
+        fields["notes"] = " ".join(self.notes) or "none"
         return pd.Series(fields, name="value", dtype=object).rename_axis("field").to_frame()
 
 
@@ -169,9 +175,11 @@ def _kaggle(folder: Path) -> Patches:
         raise InputError(f"{folder}: Kaggle's files are not there; {KAGGLE_REMEDY}")
     patches = _verified(path, held, "kaggle")
     found = {key: getattr(patches.card, key) for key in KAGGLE_COUNTS}
-    if found != KAGGLE_COUNTS:
+    if found == KAGGLE_COUNTS:
+        return patches
+    if folder == paths.DATA or len(patches) == KAGGLE_COUNTS["patches"]:
         raise InputError(f"{path}: holds {found}, Kaggle's set has {KAGGLE_COUNTS}; {KAGGLE_REMEDY}")
-    return patches
+    return _verified(path, held)
 
 
 def _phantom_file(n_patches: int, seed: int) -> Path:
@@ -204,9 +212,11 @@ def rescan(ids: list[str], n_patches: int, seed: int = 0) -> tuple[np.ndarray, p
 
 def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> Patches:
     """Check all that can be wrong with a file's arrays, from its headers as far as they tell."""
-    images, unit = _images(path, held)
+    images, unit, notes = _images(path, held)
     n = len(images)
     table = pd.DataFrame(_columns(path, held, n))
+    for key in NAMES:
+        notes += _alike(key, table[key]) if key in table else []
     masks = None
     if "masks" in held:
         array = held["masks"]
@@ -228,6 +238,7 @@ def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> 
         benign=n - malignant,
         patients=table["patient"].nunique() if "patient" in table else None,
         nodules=table["nodule"].nunique() if "nodule" in table else None,
+        notes=notes,
         sha256=digest.hexdigest(),
         **(SOURCES[source] if source else OWN | {"title": path.name}),
     )
@@ -242,15 +253,16 @@ def _one_of(path: Path, held: dict[str, Array], *keys: str) -> tuple[str, Array]
 
 
 def _read(path: Path, key: str, array: Array) -> np.ndarray:
-    """Read an array whose size, as its header says it, is in proportion to its file."""
+    """Read an array whose size, as its header says it, is in proportion to its file; this machine's byte order."""
     size, claimed = path.stat().st_size, math.prod(array.shape) * array.dtype.itemsize
     if claimed > MOST_TIMES * size:
         raise InputError(f"{path}: '{key}' claims {claimed} bytes in a file of {size}; store it uncompressed")
-    return array.read()
+    values = array.read()
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
-    """The images as int16 and their unit."""
+def _images(path: Path, held: dict[str, Array]) -> units.Pixels:
+    """The images as int16, their unit, and what was converted."""
     key, array = _one_of(path, held, "images", "ct_slices")
     if len(array.shape) != 3 or array.shape[1:] != (SIDE, SIDE):
         raise InputError(f"{path}: '{key}' has the shape {array.shape}; it must be (N, {SIDE}, {SIDE})")
@@ -260,18 +272,18 @@ def _images(path: Path, held: dict[str, Array]) -> tuple[np.ndarray, str]:
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path}: '{key}' is {array.dtype}, not numbers; store Hounsfield units as int16")
     images = _read(path, key, array)
-    if array.dtype == np.uint8:
-        return images.astype(np.int16), "8-bit, not HU"
     low, high = images.min(), images.max()  # NaN and infinity come through both
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path}: '{key}' holds NaN or infinite values; remove those patches")
-    if low < HU_RANGE[0] or high > HU_RANGE[1]:
-        raise InputError(f"{path}: '{key}' spans {low:g} to {high:g}, far outside Hounsfield units; rescale it")
-    if high - low < LEAST_SPAN:
-        raise InputError(f"{path}: '{key}' spans only {low:g} to {high:g}; store Hounsfield units or uint8")
-    if array.dtype.kind == "f":
-        images = np.rint(images)
-    return images.astype(np.int16, copy=False), "HU"
+    stated = held.get("unit", held.get("units"))
+    return units.convert(images, f"{path}: '{key}'", stated and _word(path, stated))
+
+
+def _word(path: Path, array: Array) -> str:
+    """The one text that an array holds."""
+    if array.dtype.kind not in "SU" or math.prod(array.shape) != 1:
+        raise InputError(f"{path}: 'unit' is {array.dtype} of shape {array.shape}; store one word, 'HU' or '8-bit'")
+    return str(_text(path, "unit", np.atleast_1d(_read(path, "unit", array)).ravel())[0])
 
 
 def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray]:
@@ -289,24 +301,24 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         raise InputError(f"{path}: '{label}' is {labels[0]:g} throughout; both classes are needed")
     columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
 
-    for key in sorted(held.keys() - {label, "images", "ct_slices", "masks"}):
+    for key in sorted(held.keys() - {label, "images", "ct_slices", "masks", "unit", "units"}):
         array, named = held[key], key in NAMES
         if array.shape != (n,):
             if named:
                 raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
             continue
-        if array.dtype.kind not in ("iuUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
+        if array.dtype.kind not in ("iufUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
             raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
-        text = named or key == "ratings" or array.dtype.kind in "US"
         values = _read(path, key, array)
-        columns[key] = _text(path, key, values) if text else values
-        if named and (columns[key] == "").any():
-            row = (columns[key] == "").argmax()
-            raise InputError(f"{path}: '{key}' is empty in row {row}; name them all")
         if array.dtype.kind == "f" and not np.isfinite(values).all():
             row = np.isfinite(values).argmin()
             value = values[row]
             raise InputError(f"{path}: '{key}' is {value} in row {row}; fill it in, or leave the column out")
+        text = named or key == "ratings" or array.dtype.kind in "US"
+        columns[key] = _text(path, key, values) if text else values
+        if named and (missing := np.isin(columns[key], MISSING)).any():
+            row, value = missing.argmax(), str(columns[key][missing.argmax()])
+            raise InputError(f"{path}: '{key}' is empty ({value!r}) in row {row}; name them all")
         if key in LENGTHS and not (values > 0).all():
             value, row = values.min(), values.argmin()
             raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0")
@@ -320,13 +332,34 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
 
 
 def _text(path: Path, key: str, values: np.ndarray) -> np.ndarray:
-    """Values as text that UTF-8 can hold, which not all bytes and not all code points are."""
+    """Values as text without blanks around it, which UTF-8 must be able to hold; whole numbers without a point.
+
+    Tables make floating numbers of whole ones where one is missing, so the others are read as what they were.
+    """
+    if values.dtype.kind == "f":
+        broken = (values != np.rint(values)) | (np.abs(values) >= EXACT)
+        if broken.any():
+            row, value = broken.argmax(), values[broken.argmax()]
+            raise InputError(f"{path}: '{key}' is {value} in row {row}, no whole number; store text")
+        values = values.astype(np.int64)
     try:
         found = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
         "".join(found).encode()
     except (ValueError, SystemError) as error:  # the latter for numbers beyond Unicode
         raise InputError(f"{path}: '{key}' holds what is no text; store it in UTF-8") from error
-    return found
+    return np.char.strip(found)
+
+
+def _alike(key: str, names: pd.Series) -> list[str]:
+    """A sentence about names that differ only by case, form of letters or leading zeros; none where there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in names.unique():
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        groups.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(name)
+    alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
+    text = ", ".join(alike[:SHOWN]) + more
+    return [f"Column {key}: {text} differ by case or leading zeros only; are they the same?"] if alike else []
 
 
 def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:

@@ -1,0 +1,140 @@
+"""What a pixel value means: Hounsfield units, grey levels, or something that has to be converted first.
+
+Decided from the values of each patch. A lung nodule has air beside it, so that nearly every patch in Hounsfield units
+(HU) holds values near -850; grey levels are never negative; and a nodule is brighter than the lung around it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nodules.errors import InputError
+
+HU, GREY, NEGATIVE = "HU", "8-bit, not HU", "negative of HU"
+STATED = {"hu": HU, "hounsfield": HU, "hounsfield units": HU, "8-bit": GREY, "uint8": GREY, GREY: GREY}
+HU_RANGE = (-4096, 16383)  # padding of some scanners .. metal on the extended 14-bit scale
+LUNG = -300  # HU; a patch with nothing below it shows neither lung nor air (all 472 real patches reach -797)
+NEARLY = 0.95  # share of patches that must show lung; a few may lie in the chest wall
+BRIGHTEST = 255  # grey level
+LEAST_SPAN = 50  # between the darkest and the brightest pixel of a set; less is no picture
+AIR = 1100  # HU; a negative in HU is not brighter than air is dark
+DARK = 0.8  # share of dark centres that makes a set a negative (in real sets of grey levels it is 0.11)
+FEWEST = 20  # patches to tell a negative by
+CENTRE = 6  # pixels, the side of the square in the middle of the nodule
+OFFSETS = (1024, 1000, 2048, 8192, 32768)  # that scanners and programs add to store HU without a sign
+
+
+class Pixels(NamedTuple):
+    """Pixel values, (N, 64, 64) int16, their unit, and what was done to them, a sentence each."""
+
+    values: np.ndarray
+    unit: str
+    notes: list[str]
+
+
+def convert(images: np.ndarray, where: str, stated: str | None = None) -> Pixels:
+    """Tell the unit of a set, and convert its values where there is no doubt.
+
+    Args:
+        images: (N, H, W), any integer or floating type, finite.
+        where: the file and the key, for messages.
+        stated: the unit by the word of whoever wrote the file, one of ``STATED``; it is believed.
+
+    Raises:
+        InputError: there is doubt.
+    """
+    unit = None if stated is None else STATED.get(" ".join(stated.lower().split()))
+    if stated is not None and unit is None:
+        raise InputError(f"{where}: has the unit {stated!r}; take 'HU' or '8-bit'")
+    notes: list[str] = []
+    if images.dtype == np.uint16 and images.max() > HU_RANGE[1] and _is_hu(images.astype(np.int16)):
+        images, notes = images.astype(np.int16), ["Stored as uint16 without their sign, which was put back."]
+    low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    if unit is None:
+        unit = _told(images, where, low, high)
+    span, values = f"{low.min():g} to {high.max():g}", images
+    if unit == HU and (low.min() < HU_RANGE[0] or high.max() > HU_RANGE[1]):
+        raise InputError(f"{where}: spans {span}, far outside Hounsfield units; rescale it")
+    if unit == GREY:
+        values, notes = _grey(images, where, low, high)
+    elif unit == NEGATIVE:
+        values, notes = -images.astype(np.float32), [f"A negative of Hounsfield units ({span}): the sign was turned."]
+    if np.ptp(values) < LEAST_SPAN:
+        raise InputError(f"{where}: spans only {span}; store Hounsfield units, or grey levels 0 to {BRIGHTEST}")
+    if values.dtype.kind == "f":
+        values = np.rint(values)
+    return Pixels(values.astype(np.int16, copy=False), GREY if unit == GREY else HU, notes)
+
+
+def _is_hu(images: np.ndarray) -> bool:
+    """Whether nearly every patch shows lung, and nothing is out of range."""
+    low = images.min(axis=(1, 2))
+    return bool((low < LUNG).mean() >= NEARLY and low.min() >= HU_RANGE[0] and images.max() <= HU_RANGE[1])
+
+
+def _told(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> str:
+    """The unit by the darkest and the brightest pixel of each patch, (N,) each."""
+    span = f"{low.min():g} to {high.max():g}"
+    if (low < LUNG).mean() >= NEARLY:
+        if (low >= 0).any():
+            raise _mixture(where, low, high, low >= 0, "without air or lung")
+        return HU
+    if low.min() >= 0 and high.max() <= BRIGHTEST:
+        return GREY
+    if high.max() - low.min() < LEAST_SPAN:
+        raise InputError(f"{where}: spans only {span}; store Hounsfield units, or grey levels 0 to {BRIGHTEST}")
+    if (low < LUNG).any() and not _is_negative(images, high):
+        raise _mixture(where, low, high, low >= LUNG, "without air or lung")
+    if low.min() < 0 and _is_negative(images, high):
+        return NEGATIVE
+    offset = next((str(offset) for offset in OFFSETS if _fits(low, offset)), "the rescale intercept")
+    raise InputError(
+        f"{where}: spans {span}, no Hounsfield units, since lung is missing (nothing below {LUNG}), and no grey levels "
+        f"0 to {BRIGHTEST}; if these are stored values, subtract {offset}; if they are HU, state it by a key unit='HU'"
+    )
+
+
+def _grey(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Grey levels 0 to 255, of 0 to 1 or negatives too, and what was done to them."""
+    if low.min() < 0 or high.max() > BRIGHTEST:
+        raise InputError(f"{where}: spans {low.min():g} to {high.max():g}; grey levels are 0 to {BRIGHTEST}")
+    values, notes = images, []
+    fractions = (low < high) & (high <= 1)
+    if images.dtype.kind == "f" and high.max() <= 1:
+        values, notes = images.astype(np.float32) * BRIGHTEST, [f"Values of 0 to 1 were multiplied by {BRIGHTEST}."]
+    elif images.dtype.kind == "f" and fractions.any():
+        raise _mixture(where, low, high, fractions, "of 0 to 1")
+    elif images.dtype != np.uint8:
+        notes = [f"Grey levels 0 to {BRIGHTEST} stored as {images.dtype.name}."]
+    if len(values) >= FEWEST and _dark_centres(values) >= DARK:
+        values = BRIGHTEST - values.astype(np.float32)
+        notes.append(f"Negatives, dark nodules in bright lung: subtracted from {BRIGHTEST}.")
+    return values, notes
+
+
+def _fits(low: np.ndarray, offset: int) -> bool:
+    """Whether values less ``offset`` would be Hounsfield units: lung in nearly every patch, and nothing below air."""
+    least = low.astype(float) - offset
+    return bool((least < LUNG).mean() >= NEARLY and np.median(least) >= -AIR)
+
+
+def _is_negative(images: np.ndarray, high: np.ndarray) -> bool:
+    """Whether these are Hounsfield units of the other sign: lung far above 0, air the highest, dark nodules."""
+    lung = (high > -LUNG).mean() >= NEARLY and np.median(high) <= AIR
+    return bool(lung and len(images) >= FEWEST and _dark_centres(images) >= DARK)
+
+
+def _dark_centres(images: np.ndarray) -> float:
+    """Share of patches, of a thousand of them, whose middle is darker than the patch; the nodule stands there."""
+    images = images[:: max(1, len(images) // 1000)]
+    middle = slice((images.shape[1] - CENTRE) // 2, (images.shape[1] + CENTRE) // 2)
+    centre = images[:, middle, middle].mean(axis=(1, 2))
+    return float((centre < np.median(images, axis=(1, 2))).mean())
+
+
+def _mixture(where: str, low: np.ndarray, high: np.ndarray, odd: np.ndarray, what: str) -> InputError:
+    row = int(odd.argmax())
+    return InputError(
+        f"{where}: mixes units: {odd.sum()} of {len(odd)} patches {what}, the first in row {row} ({low[row]:g} to "
+        f"{high[row]:g}); bring all to Hounsfield units, or state it by a key unit='HU' if they are"
+    )
