@@ -7,27 +7,38 @@ VENV    := .venv
 # An environment of your own, such as conda's: make figures PY=python
 PY      ?= $(VENV)/bin/python
 LAB_ARGS ?=
+# Seconds that a cell may take, where it is not as the profile says: make figures CELL_TIMEOUT_S=20000
+CELL_TIMEOUT_S ?=
 
-RUN       := runs/$(PROFILE)-$(basename $(notdir $(patsubst %/,%,$(DATA))))
+# A run is named after its data: the last part of the path, or folder where that is no name, such as . or ..
+NAME      := $(filter-out . ..,$(notdir $(patsubst %/,%,$(DATA:%/.=%))))
+RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Two makes of one run would tread on each other's files: the second waits for the first
 ALONE     := $(PYTHON) src/nodules/alone.py runs/.$(notdir $(RUN)).lock
 DRAWING   := $(addprefix src/nodules/,plots.py cards.py report.py results.py claim.csv cited.csv tried.csv discussion.md trust.md)
-ifeq ($(RUN),runs/demo-phantom)
+ifeq ($(PROFILE)-$(DATA),demo-phantom)
 FIGURES := figures
 README  := --readme README.md
 else
 FIGURES := figures/$(notdir $(RUN))
 endif
 # The data's files, so that a changed file runs the notebooks again
-ifeq ($(DATA),kaggle)
-FILES := $(wildcard data/all_patches.hdf5 data/ct_tiles.tif data/malignancy.csv)
-else ifneq ($(DATA),phantom)
-FILES := $(wildcard $(DATA) $(DATA)/*)
+ifneq ($(DATA),phantom)
+FOLDER := $(if $(filter kaggle,$(DATA)),data,$(DATA))
+FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv))
+FILES  += $(if $(wildcard $(FOLDER)/.),,$(wildcard $(DATA)))
 endif
+LIMIT := $(if $(CELL_TIMEOUT_S),--cell-timeout-s $(CELL_TIMEOUT_S))
 ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
+endif
+
+# Where the home folder can't be written to, tools keep their files here
+ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo yes),yes)
+export HOME := $(CURDIR)/.cache/home
+$(shell mkdir -p .cache/home)
 endif
 
 PROFILES := $(basename $(notdir $(wildcard params/*.yaml)))
@@ -35,7 +46,7 @@ ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
 $(error PROFILE=$(PROFILE): no such profile; take one of $(PROFILES))
 endif
 # Make and the shell would take a name with these apart
-SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % $$ \#
+SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % = $$ \#
 ifneq ($(words $(DATA))$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(DATA)))),1)
 $(error DATA=$(DATA): a name with a space or a sign that make or the shell reads; rename it)
 endif
@@ -105,7 +116,7 @@ endif
 # An executed notebook depends on its notebook, profile, data and the lock; its .d file adds the modules that it uses,
 # and other-data where it was run on data of another name that ends alike
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)
-	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)"
+	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)" $(LIMIT)
 -include $(wildcard $(RUN)/*.d)
 
 # What each notebook reads of the others

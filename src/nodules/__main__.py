@@ -16,7 +16,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     profile = run.read_profile(arguments.profile) if arguments.profile else {}
     chosen = run.merge(arguments.notebook, profile, arguments.parameter)
-    run.execute(arguments.notebook, arguments.output, chosen, arguments.cell_timeout_s)
+    limit = run.time_limit(profile, arguments.cell_timeout_s)
+    run.execute(arguments.notebook, arguments.output, chosen, limit)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("output", type=Path, help="where the executed copy goes")
     run.add_argument("--profile", type=Path, help="a YAML file of parameters, such as params/demo.yaml")
     run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
-    run.add_argument("--cell-timeout-s", type=int, default=3600, help="seconds that a cell may take (%(default)s)")
+    run.add_argument("--cell-timeout-s", type=int, help="seconds that a cell may take (3600)")
     run.set_defaults(do=_run)
 
     report = commands.add_parser("report", help="draw a run's figures and write results.json and report.html")

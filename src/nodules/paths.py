@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nodules.errors import InputError
@@ -35,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its name when the block ends well, and goes if not.
 
     The writer holds a lock on the temporary file, which the system releases when the writer is killed. So what killed
-    writers left behind in this folder can be told from what others are writing now, and is removed here.
+    writers left behind in this folder can be told from what others are writing now, and is removed here. Where the
+    file system has no locks, as some network drives, what they left stays.
 
     Raises:
         InputError: there is no room, or no right to write.
@@ -47,7 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, temporary = _locked(path)
         try:
             yield temporary
-            temporary.chmod(0o644)
+            with suppress(PermissionError):  # drives of Windows know no modes
+                temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -71,16 +73,15 @@ def _locked(path: Path) -> tuple[int, Path]:
     """A new temporary file beside ``path``, locked; again where another writer took it for a remnant meanwhile."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)
 
 
 def _remove_unlocked(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-    except (BlockingIOError, FileNotFoundError):
-        pass  # another process is writing it, or has just finished
+    # NFS locks only what is open for writing. It is gone, locked by its writer, or can't be locked: leave it
+    with suppress(OSError), path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import reprlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ import nbformat
 import papermill
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from nodules import paths
-from nodules.errors import InputError, NotebookFailed
+from nodules.errors import InputError, NotebookFailed, within
 
 KERNEL = "python3"
 LITERALS = (bool, int, float, str, list)
@@ -33,6 +35,7 @@ REDRAWN = {"plots"}  # a change in these draws figures again (see report) and ru
 ERROR_LINES = 12
 LARGEST = 2**63  # of whole numbers, either way: what numpy can hold
 MOST_BYTES = 100_000  # of a profile
+TIME_LIMIT, SECONDS = "cell_timeout_s", 3600  # that a cell may take: a profile's, but no notebook's parameter
 
 
 def parameters(notebook: Path) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _yaml(text: str) -> Any:
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """A profile's parameters: one YAML mapping, each key a parameter of at least one notebook, rightly typed."""
+    """A profile: one YAML mapping of ``TIME_LIMIT`` and parameters of at least one notebook each, rightly typed."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
@@ -100,7 +103,7 @@ def read_profile(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no mapping of parameters; write lines such as seed: 0")
     known = [parameters(notebook) for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
     for key, value in profile.items():
-        defaults = [defaults[key] for defaults in known if key in defaults]
+        defaults = [SECONDS] if key == TIME_LIMIT else [defaults[key] for defaults in known if key in defaults]
         if not defaults:
             name = reprlib.repr(key)
             raise InputError(f"{path}: no notebook has a parameter {name}; correct or remove it")
@@ -109,8 +112,18 @@ def read_profile(path: Path) -> dict[str, Any]:
     return profile
 
 
+def time_limit(profile: dict[str, Any], given: int | None) -> int:
+    """Seconds that a cell may take: as given, else as the profile says, else an hour."""
+    limit = profile.get(TIME_LIMIT, SECONDS) if given is None else given
+    within(1, 10_000_000, **{TIME_LIMIT: limit})
+    return limit
+
+
 def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """A notebook's parameters from a profile, then from ``key=value`` texts whose values are typed by YAML."""
+    """A notebook's parameters from a profile, then from ``key=value`` texts.
+
+    Text is taken as it is, so that a folder may be called ``2024-01-05`` or ``on``; other values are typed by YAML.
+    """
     defaults = parameters(notebook)
     chosen = {key: value for key, value in profile.items() if key in defaults}
     for text in assignments:
@@ -120,7 +133,7 @@ def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> di
             known = ", ".join(defaults)
             raise InputError(f"-p {told}: {notebook.name} has no such parameter; it has {known}")
         try:
-            chosen[key] = _yaml(value)
+            chosen[key] = value if type(defaults[key]) is str else _yaml(value)
         except ValueError as error:
             raise InputError(f"-p {told}: the value is no YAML; put it in quotes") from error
     return {key: typed(key, value, defaults[key]) for key, value in chosen.items()}
@@ -149,6 +162,7 @@ def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s
         InputError: what a cell raised as such.
         NotebookFailed: any other failure of a cell or the kernel.
     """
+    _check_home()
     _check_kernel()
     # A notice of torch to its own callers would stand on top of every notebook
     os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:torch.jit._script"
@@ -220,10 +234,28 @@ def _imported(source: str) -> Iterator[str]:
 
 
 def _check_kernel() -> None:
-    """A ``python3`` kernel installed for the user would shadow this environment's; refuse it."""
+    """A ``python3`` kernel installed for the user would shadow this environment's; refuse it.
+
+    Whatever its path is called: what counts is the environment that it is the interpreter of.
+    """
     interpreter = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
-    if interpreter not in ("python", "python3", f"python3.{sys.version_info.minor}", sys.executable):
+    if interpreter in ("python", "python3", f"python3.{sys.version_info.minor}"):
+        return  # jupyter_client puts its own interpreter in their place
+    asked = [interpreter, "-c", "import sys; print(sys.prefix)"]
+    try:
+        prefix = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        prefix = "no interpreter"
+    if os.path.realpath(prefix) != os.path.realpath(sys.prefix):
         raise InputError(f"kernel {KERNEL!r}: runs {interpreter}, not {sys.executable}; remove that kernelspec")
+
+
+def _check_home() -> None:
+    """Jupyter keeps the address of a kernel in a folder below the home folder."""
+    runtime = Path(jupyter_runtime_dir())
+    nearest = next(folder for folder in (runtime, *runtime.absolute().parents) if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"{runtime}: kernels keep files there, and can't; name another home, as in HOME=/tmp/home")
 
 
 def _step_printer(notebook: Path) -> Callable[..., None]:
@@ -247,6 +279,6 @@ def _step_printer(notebook: Path) -> Callable[..., None]:
 
 
 def _shown(path: Path) -> str:
-    """A path as the Makefile writes it: relative to the root where it lies below it."""
-    path = path.resolve()
+    """A path as the Makefile writes it: relative to the root where it lies below it, links on the way left alone."""
+    path = path.absolute()
     return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
