@@ -89,7 +89,19 @@ CORRUPTIONS = {
     "too few patients": (change(patient=np.array(["a"])), ["'patient'"]),
     "nameless patient": (change(patient=np.array([""] * 40)), ["'patient'", "empty", "row 0"]),
     "not HU": (change(images=lambda own: own["images"].astype(np.int32) * 100), ["far outside Hounsfield"]),
-    "scaled to 1": (change(images=lambda own: (own["images"] + 1000) / 1400), ["spans only"]),
+    "stored values": (change(images=lambda own: (own["images"] + 1024).astype(np.uint16)), ["subtract 1024"]),
+    "unit of length": (change(unit=np.array("mm")), ["'mm'", "'HU'"]),
+    "unit for each": (change(unit=np.full(40, "HU")), ["'unit'", "(40,)"]),
+    "half a patient": (change(patient=np.arange(40) / 2), ["'patient' is 0.5 in row 1", "no whole number"]),
+    "inexact patient": (change(patient=np.full(40, 1e17)), ["'patient'", "store text"]),
+    "patient lost": (change(patient=np.array([np.nan, *range(39)])), ["'patient' is nan in row 0"]),
+    "patient written as lost": (change(patient=np.array(["a", "nan"] * 20)), ["empty ('nan') in row 1"]),
+    "blank patient": (change(patient=np.array(["a", "  "] * 20)), ["empty ('') in row 1"]),
+    "ids that blanks told apart": (
+        change(id=np.array(["a", "a ", *list("bcdefghijklmnopqrstu"), *list("BCDEFGHIJKLMNOPQRS")])),
+        ["'a'", "2 times"],
+    ),
+    "endless": (change(diameter_mm=np.full(40, 1e6)), ["'diameter_mm' is 1e+06 in row 0", "1000 mm"]),
     "wrong masks": (change(masks=np.zeros((40, 64, 64), np.uint8)), ["'masks'"]),
 }
 
@@ -204,11 +216,53 @@ def test_kaggle_is_found_in_the_data_folder(kaggle, tmp_path, monkeypatch):
     assert patches.read("kaggle").card.title == "Kaggle kmader/lungnodemalignancy"
 
 
-def test_other_counts_than_kaggles_are_refused(tmp_path, own):
+def test_other_counts_are_not_taken_for_kaggles_set(tmp_path, own, kaggle, monkeypatch):
     with h5py.File(tmp_path / "all_patches.hdf5", "w") as file:
         file["ct_slices"], file["slice_class"] = own["images"], own["malignant"][:, None]
+    part = patches.read(str(tmp_path))  # a folder in the same form, such as a part of the set
+    assert len(part) == 40 and "Kaggle" not in part.card.title and part.card.limits == patches.OWN["limits"]
+    monkeypatch.setattr(paths, "DATA", tmp_path)
     with pytest.raises(InputError, match=r"'patches': 40.*'patches': 6691"):
+        patches.read("kaggle")
+    linked(kaggle, tmp_path, "ct_tiles.tif")
+    (tmp_path / "all_patches.hdf5").unlink()
+    labels = pd.read_csv(kaggle[0] / "malignancy.csv", index_col=0)
+    (1 - labels).to_csv(tmp_path / "malignancy.csv")  # the counts exchanged, as the 2019 report has them
+    with pytest.raises(InputError, match=r"'malignant': 4165"):
         patches.read(str(tmp_path))
+
+
+def test_columns_are_made_alike_before_they_are_compared(tmp_path, own):
+    del own["images"]
+    own["patient"] = np.array([f"p{i // 4:02d}{' ' * (i % 2)}" for i in range(40)])
+    columns = {
+        "images": np.random.default_rng(0).integers(-1000, 400, (40, 64, 64)).astype(">i2"),
+        "malignant": own["malignant"].astype(">i4"),
+        "diameter_mm": own["diameter_mm"].astype(">f8"),
+        "slice_index": np.arange(40).astype(">i8"),
+        "nodule": np.arange(40) // 2 * 1.0,
+        "ratings": np.full(40, 4.0),
+    }
+    for suffix in (".npz", ".h5"):
+        ct = patches.read(str(write(tmp_path, own | columns, suffix)))
+        assert ct.card.patients == 10 and ct.card.nodules == 20 and not ct.card.notes
+        assert set(ct.table["nodule"]) == set(map(str, range(20))) and set(ct.table["ratings"]) == {"4"}
+        assert all(ct.table[name].to_numpy().dtype.isnative for name in ("diameter_mm", "slice_index"))
+        assert ct.images.dtype == np.int16 and ct.table.groupby("patient")["slice_index"].nunique().max() == 4
+
+
+def test_names_that_are_nearly_equal_are_pointed_out(tmp_path, own):
+    own["patient"] = np.array(["P7", "p7", "P07", "P10", "P100", "Q1"] + [f"R{i}" for i in range(34)])
+    (note,) = patches.read(str(write(tmp_path, own, ".npz"))).card.notes
+    assert note == "Column patient: 'P7' and 'p7' and 'P07' differ by case or leading zeros only; are they the same?"
+    assert note in patches.read(str(write(tmp_path, own, ".npz"))).card.table().loc["notes", "value"]
+
+
+def test_a_unit_that_is_stated_wins(tmp_path, own):
+    own["images"] = own["images"].clip(-200, 200)
+    refused(write(tmp_path, own, ".npz"), "lung is missing", "unit='HU'")
+    for stated in (np.array("HU"), np.array([b"HU"])):
+        assert patches.read(str(write(tmp_path, own | {"unit": stated}, ".npz"))).card.unit == "HU"
 
 
 def test_a_csv_out_of_order_is_refused(kaggle, tmp_path):

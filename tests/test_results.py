@@ -25,6 +25,7 @@ def card(tmp_path, own):
 def run(tmp_path, card):
     """A finished run with one figure of the report and one beyond it."""
     run = results.Run("01_data", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient")
+    run.facts |= {"n": np.int64(40), "auc": 0.8125}
     images = np.linspace(-1000, 400, 2 * 64 * 64).reshape(2, 64, 64)
     grid = {"titles": ["a", "b"], "window": [-1000, 400], "unit": "HU", "heading": "Two", "columns": 2}
     run.figure("fig01", plots.patch_grid, "There are {n} patches.", images=images, **grid)
@@ -32,7 +33,6 @@ def run(tmp_path, card):
     run.figure(
         "forest", plots.intervals, "It is {auc:.2f}.", table=forest, label="AUC", reference=0.5, heading="Forest"
     )
-    run.facts |= {"n": np.int64(40), "auc": 0.8125}
     run.row("ruler", SCORES | {"auc": 0.8125})
     run.save()
     return run

@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -66,7 +68,6 @@ def test_values_are_typed_by_yaml(notebook):
         "n=one",
         "flag=1",
         "flag='true'",
-        "name=3",
         "rate=fast",
         "sizes=3",
         "sizes=[a]",
@@ -77,6 +78,22 @@ def test_unknown_keys_and_wrong_types_are_refused(notebook, text):
     with pytest.raises(InputError) as caught:
         run.merge(notebook(), {}, [text])
     assert "\n" not in str(caught.value) and text.split("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["20240105", "2024-01-05", "on", "007", "~", "1e3", "[a", "a: b", "null", "'x'"])
+def test_text_is_taken_as_it_is(notebook, text):
+    assert run.merge(notebook(), {}, [f"name={text}"]) == {"name": text}
+
+
+def test_a_cell_may_take_what_the_command_or_the_profile_says(tmp_path):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("cell_timeout_s: 7200\n")
+    assert run.time_limit(run.read_profile(profile), None) == 7200
+    assert run.time_limit({"cell_timeout_s": 7200}, 60) == 60 and run.time_limit({}, None) == 3600
+    for profile, given in (({}, 0), ({"cell_timeout_s": -1}, None)):
+        with pytest.raises(InputError, match=r"cell_timeout_s=.*out of range"):
+            run.time_limit(profile, given)
+    assert run.read_profile(paths.ROOT / "params" / "paper.yaml")["cell_timeout_s"] > 3600
 
 
 def test_a_profile_is_checked_against_all_notebooks(tmp_path, notebook, monkeypatch):
@@ -182,3 +199,30 @@ def test_make_learns_on_which_data_a_notebook_was_run(notebook, tmp_path):
     for data, told in {"phantom": "phantom", "../a b/$(x).npz": "../a?b/??x?.npz"}.items():
         run.execute(source, output, {"data": data}, 60)
         assert f'ifneq "$(DATA)" "{told}"\n{output}: other-data\nendif' in output.with_suffix(".d").read_text()
+
+
+def test_the_kernel_is_known_by_what_it_is_and_not_by_its_name(tmp_path, monkeypatch):
+    def spec(interpreter):
+        monkeypatch.setattr(run.KernelSpecManager, "get_kernel_spec", lambda *_: SimpleNamespace(argv=[interpreter]))
+        run._check_kernel()
+
+    (tmp_path / "link").symlink_to(sys.prefix)
+    folder = Path(sys.executable).parent
+    for path in ("python", "python3", sys.executable, *map(str, sorted(folder.glob("python*")))):
+        if "config" not in path:
+            spec(path)
+    spec(str(tmp_path / "link" / folder.name / "python3"))
+    (tmp_path / "python3").write_text(f"#!/bin/sh\necho {tmp_path}\n")  # another environment under the same name
+    (tmp_path / "python3").chmod(0o755)
+    for path in (str(tmp_path / "python3"), str(tmp_path / "absent"), "/bin/true"):
+        with pytest.raises(InputError, match="remove that kernelspec"):
+            spec(path)
+
+
+def test_a_home_that_cannot_be_written_to_has_a_way_out(tmp_path, notebook, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for name in ("JUPYTER_RUNTIME_DIR", "XDG_RUNTIME_DIR", "JUPYTER_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="name another home, as in HOME="):
+        run.execute(notebook("1"), tmp_path / "out" / "nb.ipynb", {}, 60)

@@ -76,3 +76,30 @@ def test_tables_by_class_and_by_patient_hold_every_patch():
     assert list(classes["split"].unique()) == list(patients["split"].unique()) == list(split.SPLITS)
     assert classes.groupby("class")["patches"].sum().to_dict() == {"benign": 200, "malignant": 100}
     assert (patients["patches"] == 3).all() and patients["patient"].is_unique
+
+
+def test_small_and_unequal_sets_are_split_in_fewer_folds():
+    few = pd.DataFrame({"id": np.arange(60).astype(str), "malignant": (np.arange(60) < 4).astype(int)})
+    counts = split.counts(split.assign(few))
+    assert (counts["malignant"] >= 1).all() and counts["patches"].sum() == 60
+    twenty = pd.DataFrame({"id": np.arange(20).astype(str), "malignant": np.arange(20) % 2})
+    assert split.counts(split.assign(twenty))["patches"].tolist() == [16, 2, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(60, 300))
+def test_a_patient_with_most_patches_is_trained_on(seed, most):
+    who = np.concatenate([np.repeat("big", most), np.repeat([f"p{i:02d}" for i in range(30)], 4)])
+    table = pd.DataFrame(
+        {"id": np.arange(len(who)).astype(str), "patient": who, "malignant": np.arange(len(who)) // 2 % 2}
+    )
+    assigned = split.assign(table, "patient", seed)
+    assert set(assigned.loc[assigned["patient"] == "big", "split"]) == {"train"}
+    assert (split.counts(assigned)["malignant"] > 0).all()
+
+
+def test_no_split_is_said_in_one_line():
+    table = pd.DataFrame({"id": np.arange(60).astype(str), "patient": np.repeat([*"abc"], 20)})
+    table["malignant"] = (table["patient"] == "a").astype(int)
+    with pytest.raises(InputError, match="a class has only 1 patients"):
+        split.assign(table)

@@ -133,6 +133,8 @@ def hdf5(path: Path) -> dict[str, Array]:
 
     def names(item: h5py.Dataset) -> np.ndarray:
         found: list[str] = []
+        if item.shape == ():
+            return np.array(item.asstr("utf-8")[()])
         for start in range(0, len(item), SLICE):
             found += item.asstr("utf-8")[start : start + SLICE].tolist()
             if max(map(len, found[start:])) > CHARACTERS:

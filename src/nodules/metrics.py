@@ -103,10 +103,12 @@ def over_folds(
 ) -> dict[str, float]:
     """As :func:`score`, of cross-validation: each metric is taken in each fold (N,) and averaged over folds.
 
-    Scores of different folds come from different trainings, so they are not ranked against each other.
+    Scores of different folds come from different trainings, so they are not ranked against each other. A fold of one
+    class is left out.
     """
     y, p, weights = _resampled(y, p, groups, seed)
-    members = [fold == name for name in np.unique(fold)]
+    both = [rows for name in np.unique(fold) if len(np.unique(y[rows := fold == name])) == 2]
+    members = both or [np.ones(len(y), dtype=bool)]
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
         with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval leaves out

@@ -74,6 +74,7 @@ SOURCES = {
 }
 RATINGS = re.compile(r"[1-5](;[1-5])*")
 LENGTHS = ("diameter_mm", "pixel_spacing_mm")
+LONGEST = 1000  # mm
 NUMBERS = ("slice_index", *LENGTHS, *lidc.ATTRIBUTES)  # columns that are computed with
 NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
 MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")  # how tables write what is not known
@@ -134,6 +135,11 @@ class Patches:
     def patients(self) -> np.ndarray | None:
         """Patient of each patch, (N,): what intervals resample, whatever the split; None where unknown."""
         return self.table["patient"].to_numpy() if "patient" in self.table else None
+
+    @property
+    def nodules(self) -> pd.Series:
+        """Nodule of each patch, (N,); where unknown each patch stands for one."""
+        return self.table.get("nodule", self.table["id"])
 
     def patients_of(self, rows: np.ndarray) -> np.ndarray | None:
         """Those of some patches; None where unknown."""
@@ -319,9 +325,9 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         if named and (missing := np.isin(columns[key], MISSING)).any():
             row, value = missing.argmax(), str(columns[key][missing.argmax()])
             raise InputError(f"{path}: '{key}' is empty ({value!r}) in row {row}; name them all")
-        if key in LENGTHS and not (values > 0).all():
-            value, row = values.min(), values.argmin()
-            raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0")
+        if key in LENGTHS and (wrong := (values <= 0) | (values > LONGEST)).any():
+            row, value = wrong.argmax(), values[wrong.argmax()]
+            raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0 and at most {LONGEST} mm")
         if key == "ratings" and (wrong := [text for text in columns[key] if not RATINGS.fullmatch(text)]):
             raise InputError(f"{path}: 'ratings' holds {wrong[0]!r}; write 1 to 5 of each reader, such as 5;4;4")
     ids, counts = np.unique(columns["id"], return_counts=True)

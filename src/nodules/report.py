@@ -102,8 +102,9 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
         "facts": facts,
         "rows": [row for run in found for row in run["rows"]],
         "tables": [t | {"notebook": run["provenance"]["notebook"]} for run in found for t in run["tables"]],
+        "left_out": [t | {"notebook": run["provenance"]["notebook"]} for run in found for t in run["left_out"]],
     }
-    figures = _draw(run_dir, folder, facts)
+    figures = _draw(folders, folder, facts)
     results.write_json(folder / "results.json", content)
     for name, card in CARDS.items():
         _write(folder / name, card(content))
@@ -191,6 +192,8 @@ def page(
     cells += ["## Beyond the report"] + [
         f"### {about['title']}\n\n{_shown(name, about)}" for name, about in beyond.items()
     ]
+    left_out = [f"- {one['what']}, because {one['why']} ({one['notebook']})" for one in content["left_out"]]
+    cells += ["## What this run leaves out\n\n" + "\n".join(left_out)] * bool(left_out)
     cells += ["## Tables"] * bool(tables)
     cells += [f"### {caption}\n\n" + cards.markdown(table.round(3)) for caption, table in tables.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
@@ -213,9 +216,9 @@ def _wilson(share: float, count: float) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def _draw(run_dir: Path, folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Draw every kept figure into ``folder``, with a sidecar that says where it comes from."""
-    kept = [path for path in sorted(run_dir.glob("*/*.json")) if path.name != "results.json"]
+def _draw(folders: list[Path], folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Draw every figure kept in ``folders`` into ``folder``, with a sidecar that says where it comes from."""
+    kept = [path for one in folders for path in sorted(one.glob("*.json")) if path.name != "results.json"]
     figures = {}
     for path in tqdm(kept, "figures"):
         figure, about = results.redraw(path)

@@ -66,6 +66,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     tables: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         within(0, SEEDS, seed=self.parameters["seed"])
@@ -164,8 +165,18 @@ class Run:
         ends = {"": "value", "_low": "low", "_high": "high"}
         self.facts |= {f"{name}{end}": float(found[column]) for end, column in ends.items()}
 
+    def leave_out(self, what: str, why: str) -> None:
+        """Say what this run can't show, and why; the report says it too."""
+        self.left_out.append({"what": what, "why": why})
+        print(f"Left out: {what}, because {why}.")
+
     def row(self, name: str, scores: dict[str, float], **about: Any) -> None:
-        """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores."""
+        """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores.
+
+        Left out where there are too few patches for a score or its interval.
+        """
+        if np.isnan(list(scores.values())).any():
+            return self.leave_out(f"the score of {name}", "there are too few patches of both classes")
         common = {"name": name, "notebook": self.notebook, "data": self.card.title, "split": self.split_kind}
         self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
 
@@ -175,7 +186,7 @@ class Run:
         content = {"provenance": self.provenance, "card": asdict(self.card), "facts": self.facts, "rows": self.rows}
         kept = sorted(one for one in self.folder.iterdir() if one.suffix in KEPT and one != path)
         files = {one.name: paths.sha256(one) for one in kept}
-        write_json(path, content | {"tables": self.tables, "files": files})
+        write_json(path, content | {"tables": self.tables, "left_out": self.left_out, "files": files})
         return path
 
 
@@ -254,6 +265,11 @@ def kept(run_dir: str, notebook: str, file: str) -> Path:
     return verify(folder, file, load(folder)["files"])
 
 
+def _read(path: Path) -> pd.DataFrame:
+    """A table of patches; only what is empty is missing, so that a patient may be called NA or 007."""
+    return pd.read_csv(path, dtype={"id": str, "patient": str}, keep_default_na=False, na_values=[""])
+
+
 def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
     """The split that ``01_data`` wrote, one row a patch in the patches' order.
 
@@ -261,7 +277,7 @@ def load_split(run_dir: str, patches: Patches) -> pd.DataFrame:
         InputError: it is not there, or of other patches.
     """
     path = kept(run_dir, "01_data", "split.csv")
-    split = pd.read_csv(path, dtype={"id": str, "patient": str})
+    split = _read(path)
     if list(split["id"]) != list(patches.table["id"]):
         raise InputError(f"{path}: a split of other patches than these; run 01_data again")
     return split
@@ -273,7 +289,7 @@ def load_predictions(run_dir: str, notebook: str) -> pd.DataFrame:
     Raises:
         InputError: it has not been run.
     """
-    return pd.read_csv(kept(run_dir, notebook, "predictions.csv"), dtype={"id": str, "patient": str})
+    return _read(kept(run_dir, notebook, "predictions.csv"))
 
 
 def load_scored(run_dir: str, notebooks: list[str]) -> pd.DataFrame:
@@ -282,7 +298,7 @@ def load_scored(run_dir: str, notebooks: list[str]) -> pd.DataFrame:
     Raises:
         InputError: one of them has not been run.
     """
-    tables = [pd.read_csv(kept(run_dir, name, "scored.csv"), dtype={"id": str}).set_index("id") for name in notebooks]
+    tables = [_read(kept(run_dir, name, "scored.csv")).set_index("id") for name in notebooks]
     return pd.concat(tables, axis=1, join="inner")
 
 

@@ -1,5 +1,7 @@
 """Who is trained on, who selects, who is tested: seeded, stratified 80/10/10 splits."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -8,7 +10,9 @@ from nodules.errors import SEEDS, InputError, within
 
 KINDS = ("auto", "patient", "random")
 SPLITS = ("train", "valid", "test")
-FOLDS = 10  # one fold is tested, one selects, eight train
+FOLDS = 10  # one fold is tested, one selects, eight train; small sets are cut into fewer
+FEWEST = 3  # folds
+LARGEST = 2  # times its fair share that a fold may hold, to be tested or to select
 
 
 def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFrame:
@@ -25,7 +29,7 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
 
     Raises:
         InputError: unknown kind, a seed out of range, a patient split without patients, or too few patches or patients
-            of a class.
+            of a class to have both on all sides.
     """
     within(0, SEEDS, seed=seed)
     if kind not in KINDS:
@@ -36,24 +40,41 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
     if kind == "patient" and not has_patients:
         raise InputError("split='patient': this source has no patients; take split='random'")
 
-    units = "patient" if kind == "patient" else "id"
-    fewest = int(table.groupby("malignant")[units].nunique().min())
-    if fewest < FOLDS:
+    units = table["patient" if kind == "patient" else "id"].to_numpy()
+    names = next(_tried(table["malignant"].to_numpy(), units, kind, seed), None)
+    if names is None:
+        fewest = distinct(table["malignant"], units)
         raise InputError(
-            f"split={kind!r}: a class has only {fewest} {units}s, a split needs {FOLDS}; bring more patches"
+            f"split={kind!r}: no split has both classes on all sides, since a class has only {fewest} "
+            f"{'patients' if kind == 'patient' else 'patches'} or one brings most of it; bring more"
         )
-    folds = StratifiedGroupKFold if kind == "patient" else StratifiedKFold
-    parts = folds(FOLDS, shuffle=True, random_state=seed).split(
-        table, table["malignant"], table["patient"] if kind == "patient" else None
-    )
-    names = np.full(len(table), "train", dtype=object)
-    for name, (_, members) in zip(("test", "valid"), parts, strict=False):
-        names[members] = name
-
     out = table.reindex(columns=["id", "patient", "malignant"]).assign(split=names, split_kind=kind)
     if kind == "patient":
         assert out.groupby("patient")["split"].nunique().max() == 1, "a patient stands on two sides"
     return out.reset_index(drop=True)
+
+
+def distinct(y: np.ndarray | pd.Series, units: np.ndarray) -> int:
+    """How many units (patients, clusters, patches), (N,), the class that has fewest of them has, by labels (N,)."""
+    return int(pd.Series(units).groupby(np.asarray(y)).nunique().min())
+
+
+def _tried(y: np.ndarray, units: np.ndarray, kind: str, seed: int) -> Iterator[np.ndarray]:
+    """Splits with both classes on all sides, those in more folds first.
+
+    Where a unit brings most of the patches, its fold is neither tested nor selects.
+    """
+    kfold, groups = (StratifiedGroupKFold, units) if kind == "patient" else (StratifiedKFold, None)
+    for count in range(min(FOLDS, distinct(y, units)), FEWEST - 1, -1):
+        cut = kfold(count, shuffle=True, random_state=seed).split(y, y, groups)
+        folds = [members for _, members in cut]
+        fit = [fold for fold in folds if len(set(y[fold])) == 2 and len(fold) <= LARGEST * len(y) / count]
+        if len(fit) < 2:
+            continue
+        names = np.full(len(y), "train", dtype=object)
+        names[fit[0]], names[fit[1]] = "test", "valid"
+        if len(set(y[names == "train"])) == 2:
+            yield names
 
 
 def dealt(parts: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ second, so that an experiment can be repeated until its own spread is known.
 """
 
 import itertools
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nodules import features, learners, metrics, models, split
+from nodules.errors import InputError
 from nodules.features import Bank
 
 COMPONENTS, STRENGTH = 128, 1e-2  # of the quick model: components, inverse regularisation
@@ -51,22 +53,29 @@ def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, s
         seed: of the first repeat.
 
     Returns:
-        ``slices, repeat, arm`` (``apart`` or ``random``), and each of ``metrics.METRICS`` on test.
+        ``slices, repeat, arm`` (``apart`` or ``random``), and each of ``metrics.METRICS`` on test. Levels at which the
+        groups can't be kept apart with both classes on all sides are left out.
     """
     rows, y = [], table["malignant"].to_numpy()
-    jobs = [(level, repeat) for level in most for repeat in range(repeats)]
-    for level, repeat in tqdm(jobs, "leakage", unit="split"):
-        drawn = table.sample(frac=1, random_state=seed + repeat)
-        few = np.sort(table.index.get_indexer(drawn[drawn.groupby("nodule").cumcount() < level].index))
-        grouped = table.iloc[few].assign(patient=table["group"].iloc[few])
-        apart = split.assign(grouped, "patient", seed + repeat)["split"].to_numpy()
-        arms = {"apart": apart, "random": split.dealt(apart, y[few], seed + repeat)}
-        for arm, parts in arms.items():
-            train, test = few[parts == "train"], few[parts == "test"]
-            p, every = quick(x, y, train, test), np.ones((1, len(test)))
-            scores = {name: float(metric(y[test], p, every)[0]) for name, metric in metrics.METRICS.items()}
-            rows.append({"slices": level, "repeat": repeat, "arm": arm, **scores})
-    return pd.DataFrame(rows)
+    for level in tqdm(most, "leakage", unit="level"):
+        cuts = [_cut(table, level, seed + repeat) for repeat in range(repeats)]
+        for repeat, (few, apart) in enumerate(cuts if None not in cuts else []):
+            arms = {"apart": apart, "random": split.dealt(apart, y[few], seed + repeat)}
+            for arm, parts in arms.items():
+                train, test = few[parts == "train"], few[parts == "test"]
+                p, every = quick(x, y, train, test), np.ones((1, len(test)))
+                scores = {name: float(metric(y[test], p, every)[0]) for name, metric in metrics.METRICS.items()}
+                rows.append({"slices": level, "repeat": repeat, "arm": arm, **scores})
+    return pd.DataFrame(rows, columns=["slices", "repeat", "arm", *metrics.METRICS])
+
+
+def _cut(table: pd.DataFrame, level: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows of at most ``level`` slices of each nodule, and a split that keeps groups apart, if there is one."""
+    drawn = table.sample(frac=1, random_state=seed)
+    few = np.sort(table.index.get_indexer(drawn[drawn.groupby("nodule").cumcount() < level].index))
+    grouped = table.iloc[few].assign(patient=table["group"].iloc[few])
+    with suppress(InputError):
+        return few, split.assign(grouped, "patient", seed)["split"].to_numpy()
 
 
 def inflation(found: pd.DataFrame) -> pd.DataFrame:

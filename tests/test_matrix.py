@@ -1,0 +1,158 @@
+"""All notebooks on small sets that lack what is optional, alone and together, and on sets as unequal as they come."""
+
+import ast
+import json
+
+import h5py
+import nbformat
+import numpy as np
+import pytest
+
+from nodules import paths, report, run
+
+SMALL = {
+    "architectures": ["test_resnet"],  # the smallest network of timm
+    "compare_seeds": [0, 1],
+    "compare_epochs": 2,
+    "lr_seeds": 2,
+    "views": 2,
+    "epochs": 4,
+    "cycle_len": 2,
+    "budget_min": 0.01,
+    "folds": 2,
+    "fold_epochs": 1,
+    "cases": 6,
+    "pointed": 12,
+    "map_epochs": 2,
+    "repeats": 2,
+    "slices": [1, 3],
+    "simulations": 10,
+    "ablated": 60,
+    "shifted": 30,
+}
+MASKS, RULER = "whether the maps find the nodule", {"the ruler", "the curve of the diameter"}
+RATINGS, VOTES = "the baseline eight ratings and diameter", "one radiologist against the others"
+PATIENTS, NODULES = "patients by split", "one opinion a nodule"
+TWINS, SCANNERS = "near-duplicates side by side", "other scanners"
+CHANCE = {TWINS, "leakage between clusters", "leakage between patients"}  # blobs are alike
+ALWAYS = {SCANNERS, RATINGS}  # real patches can't be scanned again, and none of these sets has the eight ratings
+NOTHING = {MASKS, *RULER, VOTES, PATIENTS, NODULES}
+
+
+def made(patients=40, of_each=3, malignant=None, seed=0):
+    """Blobs in noise, the larger ones malignant, with all that is optional: a nodule a patient, a slice a patch."""
+    rng = np.random.default_rng(seed)
+    who = np.repeat(np.arange(patients), of_each)
+    sick = np.arange(patients) % 2 if malignant is None else np.arange(patients) < malignant
+    y, n = sick[who].astype(np.int64), len(who)
+    place = rng.uniform(-6, 6, (n, 2, 1, 1))
+    size = np.maximum(3, np.where(y, 11.0, 6.0) + rng.normal(0, 2, n))
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    away = np.hypot(rows - place[:, 0], columns - place[:, 1]) - size[:, None, None]
+    images = -850 + 880 / (1 + np.exp(away / 1.5)) + rng.normal(0, 40, (n, 64, 64))
+    return {
+        "images": images.round().astype(np.int16),
+        "malignant": y,
+        "masks": away < 0,
+        "patient": np.array([f"P{i:03d}" for i in who]),
+        "nodule": np.array([f"N{i:03d}" for i in who]),
+        "slice_index": np.tile(np.arange(of_each), patients),
+        "diameter_mm": size * 1.4,
+        "pixel_spacing_mm": rng.choice([0.6, 0.7], n),
+        "ratings": np.where(y, "5;4;4", "2;1;2"),
+    }
+
+
+def without(*keys):
+    return {key: value for key, value in made().items() if key not in keys}
+
+
+def bare(patches, **columns):
+    """No patient, no nodule, no mask: what Kaggle's set has."""
+    return {"images": patches["images"], "malignant": patches["malignant"], **columns}
+
+
+def unequal_patients():
+    patches = made()
+    who = patches["patient"].copy()
+    who[:60] = "P000"
+    return {key: patches[key] for key in ("images", "malignant", "masks")} | {"patient": who}
+
+
+def grey():
+    values = (made()["images"].astype(float) + 1000) / 1400 * 255
+    return bare({"images": values.clip(0, 255).astype(np.float32), "malignant": made()["malignant"]})
+
+
+def clashing():
+    part = np.array(["train", "valid", "test"])[np.arange(120) % 3]
+    return made() | {"split": part, "group": part, "y": made()["malignant"], "class": part, "p": np.arange(120.0)}
+
+
+SETS = {  # name: (what is in the file, what a run says that it leaves out beside ALWAYS)
+    "everything": (made, set()),
+    "no masks": (lambda: without("masks"), {MASKS}),
+    "no patients": (lambda: without("patient"), {PATIENTS}),
+    "no nodules": (lambda: without("nodule"), {NODULES}),
+    "no diameters": (lambda: without("diameter_mm"), RULER),
+    "no ratings": (lambda: without("ratings"), {VOTES}),
+    "no slice index": (lambda: without("slice_index"), set()),
+    "no spacing": (lambda: without("pixel_spacing_mm"), set()),
+    "one reader": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
+    "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - RULER),
+    "only ratings": (lambda: bare(made(), ratings=made()["ratings"]), NOTHING - {VOTES}),
+    "names that notebooks use": (clashing, set()),
+    "grey levels alone": (grey, NOTHING),
+    "Kaggle's form": (lambda: bare(made()), NOTHING),
+    "20 patches": (lambda: bare(made(20, 1)), NOTHING),
+    "one patient brings half": (unequal_patients, NOTHING - {MASKS, PATIENTS}),
+    "four malignant patients": (lambda: made(malignant=4), set()),
+}
+QUICK = ("Kaggle's form", "20 patches")
+MORE = {"four malignant patients": {"folds": 5}}
+
+
+def write(path, arrays):
+    """Kaggle's form is HDF5 with names of its own, the others are npz."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            file["ct_slices"], file["slice_class"] = arrays["images"], arrays["malignant"][:, None]
+
+
+def execute(notebook, chosen):
+    """Run a notebook's cells in this process, which has imported all that they need, and show what they show."""
+    names, known = {"display": show}, run.parameters(notebook)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code":
+            tree = ast.parse(cell.source)
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, notebook.name, "exec"), names)
+            if last:
+                show(eval(compile(ast.Expression(last.value), notebook.name, "eval"), names))
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= {key: value for key, value in chosen.items() if key in known}
+
+
+def show(shown):
+    for way in ("_repr_mimebundle_", "_repr_html_"):
+        if hasattr(shown, way):
+            getattr(shown, way)()
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
+)
+def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name):
+    make, expected = SETS[name]
+    data = tmp_path / ("own.hdf5" if name == "Kaggle's form" else "own.npz")
+    write(data, make())
+    for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        execute(notebook, SMALL | MORE.get(name, {}) | {"data": str(data), "run_dir": str(tmp_path / "run")})
+    page = report.build(tmp_path / "run", tmp_path / "figures").read_text()
+    content = json.loads((tmp_path / "figures" / "results.json").read_text())
+    said = {one["what"] for one in content["left_out"]}
+    assert said - CHANCE == expected | ALWAYS
+    assert all(one["what"] in page and one["why"] in page for one in content["left_out"])
+    assert {row["notebook"] for row in content["rows"]} >= {"01_data", "02_architectures", "04_training"}

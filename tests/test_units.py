@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from nodules import units
+from nodules.errors import InputError
+
+
+def hu(n=40, seed=0):
+    """Nodules in lung, in Hounsfield units, (n, 64, 64) int16."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    away = np.hypot(rows, columns) - rng.uniform(5, 12, (n, 1, 1))
+    images = -850 + 880 / (1 + np.exp(away / 1.5)) + rng.normal(0, 25, (n, 64, 64))
+    return images.round().astype(np.int16)
+
+
+def grey(images):
+    return ((images + 1000.0) / 1400 * 255).clip(0, 255)
+
+
+def mixed(first, second, rows):
+    out = first.astype(np.result_type(first, second)).copy()
+    out[rows] = second[rows]
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["i2", "i4", "i8", "f4", "f8", ">i2", ">f8"])
+def test_hounsfield_units_of_any_type_are_read_as_they_are(dtype):
+    found = units.convert(hu().astype(dtype), "x")
+    assert found.unit == "HU" and not found.notes and found.values.dtype == np.int16
+    assert np.array_equal(found.values, hu())
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i8", "f4", "f8"])
+def test_grey_levels_of_any_type_are_recognised(dtype):
+    values = grey(hu()).round().astype(dtype)
+    found = units.convert(values, "x")
+    assert found.unit == "8-bit, not HU" and np.array_equal(found.values, values)
+    assert bool(found.notes) == (dtype != "u1")
+
+
+CONVERTED = {
+    "0 to 1": (lambda: grey(hu()) / 255, "8-bit, not HU", lambda: grey(hu()).round(), "multiplied by 255"),
+    "a negative": (lambda: 255 - grey(hu()).astype("u1"), "8-bit, not HU", lambda: grey(hu()).astype("u1"), "Negative"),
+    "a negative of 0 to 1": (lambda: 1 - grey(hu()) / 255, "8-bit, not HU", lambda: grey(hu()), "Negative"),
+    "a negative of HU": (lambda: -hu(), "HU", hu, "sign was turned"),
+    "HU without a sign": (lambda: hu().astype("u2"), "HU", hu, "without their sign"),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_what_is_beyond_doubt_is_converted_and_said(name):
+    make, unit, expected, words = CONVERTED[name]
+    found = units.convert(make(), "x")
+    assert found.unit == unit and words in " ".join(found.notes)
+    assert np.abs(found.values - expected()).max() <= 1
+
+
+REFUSED = {
+    "stored values": (lambda: (hu() + 1024).astype("u2"), ["lung is missing", "subtract 1024"]),
+    "stored values with half the range": (lambda: hu().astype(int) + 32768, ["subtract 32768"]),
+    "inverted stored values": (lambda: 4095 - (hu().astype(int) + 1024), ["lung is missing"]),
+    "one grey patch": (lambda: mixed(hu(), grey(hu()), [7]), ["1 of 40 patches without air or lung", "row 7 ("]),
+    "every other patch grey": (lambda: mixed(hu(), grey(hu()), slice(0, 40, 2)), ["20 of 40 patches", "row 0"]),
+    "some stored values": (lambda: mixed(hu(), hu() + 1024, [3, 4]), ["2 of 40 patches", "row 3"]),
+    "a patch of 0 to 1": (lambda: mixed(grey(hu()), grey(hu()) / 255, [5]), ["1 of 40 patches of 0 to 1", "row 5"]),
+    "an empty patch": (lambda: mixed(hu(), np.zeros_like(hu()), [39]), ["1 of 40 patches", "row 39 (0 to 0)"]),
+    "-1 to 1": (lambda: grey(hu()) / 127.5 - 1, ["spans only -0."]),
+    "standardised": (lambda: (hu() - hu().mean()) / hu().std(), ["spans only"]),
+    "0 or 1 in bytes": (lambda: (grey(hu()) / 255).round().astype("u1"), ["spans only 0 to 1"]),
+    "thousandths": (lambda: hu() / 1000, ["spans only"]),
+    "far out": (lambda: hu().astype(int) * 100, ["far outside Hounsfield units"]),
+    "no lung": (lambda: hu().clip(-200, 200), ["lung is missing", "unit='HU'"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_doubt_is_refused_with_what_was_seen_and_what_to_do(name):
+    make, words = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        units.convert(make(), "own.npz: 'images'")
+    message = str(caught.value)
+    assert message.startswith("own.npz: 'images': ") and "\n" not in message and "; " in message
+    assert all(word in message for word in words), message
+
+
+def test_a_stated_unit_wins():
+    soft = hu().clip(-200, 200)
+    assert units.convert(soft, "x", "Hounsfield  Units").unit == "HU"
+    assert units.convert(grey(hu()), "x", "HU").unit == "HU"
+    assert units.convert(grey(hu()).astype("u1"), "x", "8-bit").unit == "8-bit, not HU"
+    with pytest.raises(InputError, match="grey levels are 0 to 255"):
+        units.convert(hu(), "x", "8-bit")
+    with pytest.raises(InputError, match="has the unit 'mm'; take 'HU' or '8-bit'"):
+        units.convert(hu(), "x", "mm")
+
+
+def test_a_few_patches_without_lung_are_hounsfield_units_all_the_same():
+    images = hu(60)
+    images[:2] = images[:2].clip(-250, 300)
+    assert units.convert(images, "x").unit == "HU"
+
+
+def test_real_patches_are_told_rightly(real):
+    with np.load(real("lidc_hu_dev.npz")) as file:
+        found = units.convert(file["ct_slices"], "x")
+        assert found.unit == "HU" and not found.notes
+        assert units.convert(-file["ct_slices"], "x").notes
+    with np.load(real("lidc_patches_dev.npz")) as file:
+        found = units.convert(file["images"], "x")
+        assert found.unit == "8-bit, not HU" and not found.notes
+        assert "Negatives" in units.convert(255 - file["images"], "x").notes[0]
