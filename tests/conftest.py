@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import soak
 from nodules import paths
 
 REAL = paths.ROOT.parent / "shared" / "data"  # real patches for measuring, no part of the project
@@ -30,3 +31,11 @@ def own():
         "patient": np.array([f"p{i // 2:02d}" for i in range(40)]),
         "diameter_mm": rng.uniform(3, 30, 40),
     }
+
+
+@pytest.fixture(scope="session")
+def smoke_run():
+    """The folder of a finished run on the smoke profile, made where it is not there or out of date."""
+    done = soak.make(paths.ROOT, "notebooks", OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return paths.ROOT / "runs" / "smoke-phantom"

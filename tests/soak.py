@@ -47,6 +47,12 @@ def environment(project: Path, **changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(project / "src")} | changes
 
 
+def make(project: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
+    """Run make on the smoke profile to its end, good or bad."""
+    command = ["make", f"PY={sys.executable}", "PROFILE=smoke", *arguments]
+    return subprocess.run(command, cwd=project, env=environment(project, **changes), capture_output=True, text=True)
+
+
 def start(project: Path, *arguments: str, **changes: str) -> subprocess.Popen:
     """Start ``make figures`` on the smoke profile in a process group of its own, its output in ``make.log``."""
     command = ["make", "figures", f"PY={sys.executable}", "PROFILE=smoke", *arguments]

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -43,11 +42,7 @@ PAGE = "figures/smoke-phantom/report.html"  # what make figures makes
 
 
 def make(*arguments):
-    # A make that runs this test must not hand its own flags down; two jobs of a thread each disturb one another least
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = ["make", f"PY={sys.executable}", "PROFILE=smoke", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return soak.make(ROOT, *arguments, OMP_NUM_THREADS="1")  # two jobs of a thread each disturb one another least
 
 
 @pytest.fixture(scope="module")
