@@ -64,8 +64,8 @@ figures:  ## run all notebooks and write the report, figures/report.html
 notebooks:  ## run the notebooks only; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
 
-test: $(ENVIRONMENT)  ## run the tests: units, then all notebooks end to end on params/smoke.yaml
-	$(PY) -m pytest
+test: $(ENVIRONMENT)  ## run the tests, all notebooks among them; TEST_ARGS="-m slow" runs those that take longer
+	$(PY) -m pytest $(TEST_ARGS)
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
 	$(PY) -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)

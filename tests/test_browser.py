@@ -94,7 +94,13 @@ def test_the_pictures_are_seen(page, lab, tmp_path):
     shown = pictures(page)
     assert len(shown) == 8 and min(shown) > 500
     assert "<Figure" not in page.locator(".jp-Notebook").inner_text()
-    page.locator(".jp-RenderedImage img").nth(1).scroll_into_view_if_needed()
+    picture = page.locator(".jp-RenderedImage img").nth(1)
+    page.mouse.move(800, 500)
+    deadline = time.monotonic() + 60
+    while picture.bounding_box()["y"] < 100 and time.monotonic() < deadline:
+        page.mouse.wheel(0, -200)
+        page.wait_for_timeout(100)
+    expect(picture).to_be_in_viewport(ratio=0.9)
     page.screenshot(path=tmp_path / "01_data.png")
 
 

@@ -16,7 +16,7 @@ from nodules import paths, report, run
 from nodules.paths import ROOT
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-MOST_LINES = 10
+MOST_LINES = 20
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -61,6 +61,21 @@ def test_all_notebooks_run_end_to_end(smoke):
     split = pd.read_csv(folder / "01_data" / "split.csv")
     assert list(split) == ["id", "patient", "malignant", "split", "split_kind"] and len(split) == 600
     assert "01_data" in smoke.stdout and len(smoke.stdout.splitlines()) < 40 * len(NOTEBOOKS), "one line a step"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_is_seen_once_and_described(smoke, path):
+    folder = ROOT / "runs" / "smoke-phantom"
+    cells = nbformat.read(folder / path.name, as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    assert not any("<Figure" in output.data.get("text/plain", "") for output in shown)
+    widget = "application/vnd.jupyter.widget-view+json"
+    figures = [output for output in shown if "image/png" in output.data and widget not in output.data]
+    kept = [json.loads(about.read_text()) for about in (folder / path.stem).glob("*.json") if about.stem != "results"]
+    described = [output.metadata["image/png"]["alt"] for output in figures]
+    assert len(figures) == len(kept) == len(set(described)) > 0
+    for about in kept:
+        assert any(about["caption"].partition("{")[0] in text for text in described)
 
 
 def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
