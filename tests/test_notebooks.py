@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,50 @@ def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebo
     assert done.returncode == 2 and len(errors) == 1 and words in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        (".", "demo-folder"),
+        ("./", "demo-folder"),
+        ("..", "demo-folder"),
+        ("data/.", "demo-data"),
+        ("20240105", "demo-20240105"),
+        ("2024-01-05/", "demo-2024-01-05"),
+        ("on", "demo-on"),
+        ("elsewhere/phantom.npz", "demo-phantom"),  # and not into figures/ itself, which git keeps
+        ("Größe.npz", "demo-Größe"),
+    ],
+)
+def test_any_name_of_data_has_a_folder_of_its_own(name, folder):
+    planned = make("-n", "notebooks", "PROFILE=demo", f"DATA={name}").stdout
+    assert f"runs/.{folder}.lock" in planned
+    planned = make("-n", f"figures/{folder}/report.html", "PROFILE=demo", f"DATA={name}").stdout
+    assert f'-p data="{name}" -p run_dir="runs/{folder}"' in planned and "--readme" not in planned
+
+
+def test_what_lies_beside_the_data_is_left_alone(tmp_path):
+    for name in ("all_patches.hdf5", "malignancy (1).csv", "a: b $c #d.txt"):
+        (tmp_path / name).write_text("")
+    for data in (tmp_path, f"{tmp_path}/"):
+        done = make("-n", f"figures/smoke-{tmp_path.name}/report.html", f"DATA={data}")
+        assert done.returncode == 0, done.stderr
+    assert "nodules run notebooks/01_data.ipynb" in done.stdout
+
+
+def test_a_cell_may_take_longer(tmp_path):
+    planned = make("-n", "figures/demo-x/report.html", "PROFILE=demo", "DATA=x", "CELL_TIMEOUT_S=20000").stdout
+    assert planned.count("--cell-timeout-s 20000") == len(NOTEBOOKS)
+
+
+def test_a_home_that_cannot_be_written_to_is_replaced(tmp_path):
+    for home in ("/proc/none", str(tmp_path)):
+        command = ["make", "-f", "Makefile", "-f", "-", "home"]
+        environment = {"PATH": os.environ["PATH"], "HOME": home}
+        rule = "home:\n\t@echo $$HOME\n"
+        done = subprocess.run(command, cwd=ROOT, env=environment, input=rule, capture_output=True, text=True)
+        assert done.stdout.strip() == (str(ROOT / ".cache" / "home") if home == "/proc/none" else home)
+
+
 def test_bare_make_prints_every_target():
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in ("figures", "notebooks", "test", "lab", "bench", "lint", "clean", "distclean"):
@@ -206,7 +251,7 @@ def test_an_unknown_profile_is_named_in_one_line(setting):
 
 
 @pytest.mark.parametrize(
-    "name", ["my scans.npz", "a'b.npz", 'a"; touch sprung; "', "`id`", "$$(id)", "a#b", "a:b", "a%b", ""]
+    "name", ["my scans.npz", "a'b.npz", 'a"; touch sprung; "', "`id`", "$$(id)", "a#b", "a:b", "a%b", "a=b", ""]
 )
 def test_a_name_that_make_or_the_shell_would_take_apart_is_refused(name):
     done = make("figures", "PROFILE=smoke", f"DATA={name}")
