@@ -10,8 +10,9 @@ LAB_ARGS ?=
 # Seconds that a cell may take, where it is not as the profile says: make figures CELL_TIMEOUT_S=20000
 CELL_TIMEOUT_S ?=
 
+override DATA := $(or $(patsubst %/,%,$(DATA)),$(DATA))
 # A run is named after its data: the last part of the path, or folder where that is no name, such as . or ..
-NAME      := $(filter-out . ..,$(notdir $(patsubst %/,%,$(DATA:%/.=%))))
+NAME      := $(filter-out . ..,$(notdir $(DATA:%/.=%)))
 RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)

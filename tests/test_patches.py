@@ -251,6 +251,29 @@ def test_columns_are_made_alike_before_they_are_compared(tmp_path, own):
         assert ct.images.dtype == np.int16 and ct.table.groupby("patient")["slice_index"].nunique().max() == 4
 
 
+@pytest.mark.parametrize("shape", [(40, 1), (1, 40)])
+def test_columns_and_images_may_have_a_dimension_to_spare(tmp_path, own, shape):
+    wide = {key: value.reshape(shape) for key, value in own.items() if key != "images"}
+    for images in (own["images"][:, None], own["images"][..., None]):
+        ct = patches.read(str(write(tmp_path, wide | {"images": images}, ".npz")))
+        assert np.array_equal(ct.images, own["images"]) and ct.card.patients == 20
+
+
+def test_columns_that_nothing_uses_are_named_on_the_card(tmp_path, own):
+    own["patient_id"] = own.pop("patient")
+    assert patches.read(str(write(tmp_path, own, ".npz"))).card.notes == ["Not used: patient_id."]
+
+
+def test_ratings_and_lengths_of_another_shape_are_refused(tmp_path, own):
+    for key in ("ratings", "diameter_mm", "slice_index"):
+        refused(write(tmp_path, own | {key: np.ones((40, 4))}, ".npz"), f"'{key}' has the shape (40, 4)")
+
+
+def test_a_folder_with_another_file_names_it(tmp_path, own):
+    write(tmp_path, own, ".npz")
+    refused(tmp_path, "Kaggle's files are not there (found: own.npz")
+
+
 def test_names_that_are_nearly_equal_are_pointed_out(tmp_path, own):
     own["patient"] = np.array(["P7", "p7", "P07", "P10", "P100", "Q1"] + [f"R{i}" for i in range(34)])
     (note,) = patches.read(str(write(tmp_path, own, ".npz"))).card.notes

@@ -52,11 +52,13 @@ def test_without_patients_auto_is_random_and_patient_is_refused():
 
 
 def test_an_unknown_kind_and_too_few_patients_are_refused():
-    table = pd.DataFrame({"id": [*"abcd"], "patient": [*"wxyz"], "malignant": [0, 1, 0, 1]})
+    table = pd.DataFrame({"id": np.arange(24).astype(str), "patient": [*"wxyz"] * 6, "malignant": [0, 1, 0, 1] * 6})
     with pytest.raises(InputError, match="'folds': no such split"):
         split.assign(table, "folds")
     with pytest.raises(InputError, match="only 2 patients"):
         split.assign(table)
+    with pytest.raises(InputError, match="19 patches are too few; bring 20 or more"):
+        split.assign(table[:19])
 
 
 def test_counts_add_up():

@@ -29,7 +29,7 @@ MISTAKEN = (
     (b"version https://git-lfs", "a pointer of Git LFS", "run git lfs pull"),
     (b"<!doctype html", "a web page", "log in, and download the file itself"),
     (b"<html", "a web page", "log in, and download the file itself"),
-    (b"pk\x03\x04", "a zip archive (npz)", "unpack it, or name it .npz if numpy wrote it"),
+    (b"pk\x03\x04", "a zip archive (npz, xlsx, a download)", "unpack it, or save it in that form"),
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
     (b"\x89hdf", "an HDF5 file", "name it .hdf5"),
     (b"\x93numpy", "a single array", "store images and labels in one file, by numpy.savez"),
@@ -77,13 +77,13 @@ def _failure(path: Path, kind: str, error: Exception) -> InputError:
         return InputError(f"{path}: in use by another process; close the program or notebook that has it open")
     if "already open for" in reason:
         return InputError(f"{path}: not closed by the program that wrote it; end that, then run h5clear -s on the file")
+    for begins, what, remedy in MISTAKEN:
+        if kind not in what and _beginning(path).startswith(begins):
+            return InputError(f"{path}: not a {kind} but {what}; {remedy}")
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"{path}: its text is not UTF-8 ({reason}); save it in UTF-8")
     if isinstance(error, NotImplementedError):
         return InputError(f"{path}: compressed in a way that can't be read ({reason}); write it uncompressed")
-    for begins, what, remedy in MISTAKEN:
-        if kind not in what and _beginning(path).startswith(begins):
-            return InputError(f"{path}: not a {kind} but {what}; {remedy}")
     return InputError(f"{path}: not a readable {kind} ({reason}); get or write the file again")
 
 
@@ -235,6 +235,8 @@ def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dty
         (codec, *_) = codecs - CODECS
         name = getattr(codec, "name", codec)
         raise InputError(f"{path}: compressed by {name}, which can't be read; save it uncompressed, or by LZW")
+    if file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise InputError(f"{path}: its pixels are numbers of colours in a palette; save it as grey levels")
     kinds = {(series.shape[-2:], series.dtype) for series in file.series}
     if len(file.series) == 1:
         return file.series[0].shape, file.series[0].dtype

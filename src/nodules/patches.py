@@ -77,9 +77,11 @@ LENGTHS = ("diameter_mm", "pixel_spacing_mm")
 LONGEST = 1000  # mm
 NUMBERS = ("slice_index", *LENGTHS, *lidc.ATTRIBUTES)  # columns that are computed with
 NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
+USED = (*NAMES, *NUMBERS, "ratings")  # columns that notebooks look at
 MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")  # how tables write what is not known
+CARD_NAMES = 12  # of columns on a card
 EXACT = 2**53  # whole numbers from which floats are no longer exact
-SHOWN = 3  # groups of names that are alike on a card
+SHOWN = 3  # groups of names that are alike on a card; files in a message
 OWN = {
     "simulation": False,
     "licence": "as its owner says",
@@ -178,7 +180,9 @@ def _kaggle(folder: Path) -> Patches:
     elif tiff.exists() and csv.exists():
         path, held = tiff, arrays.tiles(tiff, csv)
     else:
-        raise InputError(f"{folder}: Kaggle's files are not there; {KAGGLE_REMEDY}")
+        own = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS)[:SHOWN])
+        found = f" (found: {own}, to be named with the folder)" if own else ""
+        raise InputError(f"{folder}: Kaggle's files are not there{found}; {KAGGLE_REMEDY}")
     patches = _verified(path, held, "kaggle")
     found = {key: getattr(patches.card, key) for key in KAGGLE_COUNTS}
     if found == KAGGLE_COUNTS:
@@ -223,6 +227,10 @@ def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> 
     table = pd.DataFrame(_columns(path, held, n))
     for key in NAMES:
         notes += _alike(key, table[key]) if key in table else []
+    if source is None:
+        known = {*USED, "images", "ct_slices", "malignant", "slice_class", "masks", "unit", "units"}
+        unused = ", ".join(sorted(held.keys() - known)[:CARD_NAMES])
+        notes += [f"Not used: {unused}."] if unused else []
     masks = None
     if "masks" in held:
         array = held["masks"]
@@ -270,14 +278,14 @@ def _read(path: Path, key: str, array: Array) -> np.ndarray:
 def _images(path: Path, held: dict[str, Array]) -> units.Pixels:
     """The images as int16, their unit, and what was converted."""
     key, array = _one_of(path, held, "images", "ct_slices")
-    if len(array.shape) != 3 or array.shape[1:] != (SIDE, SIDE):
+    if (array.shape[0] if array.shape else 0, *(side for side in array.shape[1:] if side != 1))[1:] != (SIDE, SIDE):
         raise InputError(f"{path}: '{key}' has the shape {array.shape}; it must be (N, {SIDE}, {SIDE})")
     n = array.shape[0]
     if not 0 < n <= MOST_PATCHES:
         raise InputError(f"{path}: '{key}' holds {n} patches; from 1 to {MOST_PATCHES} can be read")
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path}: '{key}' is {array.dtype}, not numbers; store Hounsfield units as int16")
-    images = _read(path, key, array)
+    images = _read(path, key, array).reshape(n, SIDE, SIDE)  # a channel of its own is none
     low, high = images.min(), images.max()  # NaN and infinity come through both
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path}: '{key}' holds NaN or infinite values; remove those patches")
@@ -295,7 +303,7 @@ def _word(path: Path, array: Array) -> str:
 def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray]:
     """Labels, ids and all further per-patch columns."""
     label, array = _one_of(path, held, "malignant", "slice_class")
-    if array.shape not in ((n,), (n, 1)):
+    if array.shape not in ((n,), (n, 1), (1, n)):
         raise InputError(f"{path}: {n} images but '{label}' has the shape {array.shape}; one label an image")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{path}: '{label}' is {array.dtype}, not numbers; labels are 0 and 1")
@@ -309,13 +317,13 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
 
     for key in sorted(held.keys() - {label, "images", "ct_slices", "masks", "unit", "units"}):
         array, named = held[key], key in NAMES
-        if array.shape != (n,):
-            if named:
+        if array.shape not in ((n,), (n, 1), (1, n)):
+            if key in USED:
                 raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
             continue
         if array.dtype.kind not in ("iufUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
             raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
-        values = _read(path, key, array)
+        values = _read(path, key, array).reshape(n)
         if array.dtype.kind == "f" and not np.isfinite(values).all():
             row = np.isfinite(values).argmin()
             value = values[row]

@@ -12,6 +12,7 @@ KINDS = ("auto", "patient", "random")
 SPLITS = ("train", "valid", "test")
 FOLDS = 10  # one fold is tested, one selects, eight train; small sets are cut into fewer
 FEWEST = 3  # folds
+LEAST = 20  # patches of a set
 LARGEST = 2  # times its fair share that a fold may hold, to be tested or to select
 
 
@@ -39,6 +40,9 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
         kind = "patient" if has_patients else "random"
     if kind == "patient" and not has_patients:
         raise InputError("split='patient': this source has no patients; take split='random'")
+
+    if len(table) < LEAST:
+        raise InputError(f"split={kind!r}: {len(table)} patches are too few; bring {LEAST} or more")
 
     units = table["patient" if kind == "patient" else "id"].to_numpy()
     names = next(_tried(table["malignant"].to_numpy(), units, kind, seed), None)
