@@ -10,7 +10,7 @@ LAB_ARGS ?=
 # Seconds that a cell may take, where it is not as the profile says: make figures CELL_TIMEOUT_S=20000
 CELL_TIMEOUT_S ?=
 
-override DATA := $(or $(patsubst %/,%,$(DATA)),$(DATA))
+override DATA := $(if $(filter kaggle/ phantom/,$(DATA)),./)$(or $(patsubst %/,%,$(DATA)),$(DATA))
 # A run is named after its data: the last part of the path, or folder where that is no name, such as . or ..
 NAME      := $(filter-out . ..,$(notdir $(DATA:%/.=%)))
 RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)

@@ -69,6 +69,29 @@ def test_tiff_files_as_programs_write_them_are_read(tmp_path, images, csv, name)
     assert held["images"].shape == read.shape == images.shape and np.array_equal(read, expected)
 
 
+def test_pages_of_unlike_layout_keep_their_order(tmp_path, images, csv):
+    with tifffile.TiffWriter(tmp_path / "t.tif") as file:
+        for i, image in enumerate(images):
+            file.write(image, compression=None if i % 5 else "zlib", metadata=None, contiguous=False)
+    assert np.array_equal(arrays.tiles(tmp_path / "t.tif", csv)["images"].read(), images)
+
+
+def test_pages_that_say_white_is_zero_are_turned_one_by_one(tmp_path, csv):
+    grey = np.random.default_rng(0).integers(0, 60000, (N, 64, 64), dtype=np.uint16)
+    with tifffile.TiffWriter(tmp_path / "t.tif") as file:
+        for i, image in enumerate(grey):
+            name, values = ("miniswhite", 65535 - image) if i % 2 else ("minisblack", image)
+            file.write(values, photometric=name, metadata=None, contiguous=False)
+    assert np.array_equal(arrays.tiles(tmp_path / "t.tif", csv)["images"].read(), grey)
+
+
+def test_a_palette_is_refused(tmp_path, csv):
+    colours = np.zeros((3, 256), np.uint16)
+    pages = np.zeros((N, 64, 64), np.uint8)
+    tifffile.imwrite(tmp_path / "t.tif", pages, photometric="palette", colormap=colours)
+    assert "palette" in message(arrays.tiles, tmp_path / "t.tif", csv)
+
+
 def test_a_tiff_that_says_white_is_zero_is_turned(tmp_path, csv):
     grey = np.random.default_rng(0).integers(0, 256, (N, 64, 64), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "t.tif", 255 - grey, photometric="miniswhite")
@@ -100,6 +123,8 @@ CSVS = {
     "no index": "malignancy\n" + "".join(f"{label}\n" for label in LABELS),
     "words": "index,malignancy\n" + "".join(f"{i},{bool(label)}\n" for i, label in enumerate(LABELS)),
     "blanks and capitals": "Index, Malignancy \n" + "".join(ROWS),
+    "sep line": "sep=;\nindex;malignancy\n" + "".join(ROWS).replace(",", ";"),
+    "empty columns": "index,malignancy,,\n" + "".join(row.replace("\n", ",,\n") for row in ROWS),
     "empty rows": "index,malignancy\n" + "".join(ROWS) + ",\n,\n",
 }
 
@@ -118,7 +143,13 @@ def test_csv_files_as_spreadsheets_write_them_are_read(tmp_path, images, name, e
         ("index,label\n0,1\n", "no column 'malignancy' (found: 'index', 'label')"),
         ("index,malignancy\n1,0\n2,1\n", "rows are not numbered 0, 1, 2, ... (column 'index')"),
         ("malignancy,index\n0,1\n1,0\n", "rows are not numbered"),
+        ("malignancy,page\n0,1\n1,2\n1,0\n", "rows are not numbered 0, 1, 2, ... (column 'page')"),
         ("index|malignancy\n0|1\n", "no column 'malignancy' (found: 'index|malignancy')"),
+        ("index,malignancy,malignancy\n0,1,0\n", "several columns 'malignancy'"),
+        ("index,fold,malignancy\n0,0,1,1\n1,1,0,0\n", "not a readable CSV"),
+        ("index,malignancy\n0,benign\n", "'malignancy' holds 'benign'; labels are 0 and 1"),
+        ("index,malignancy\n0,1\n", "1 rows, but t.tif has 30 pages"),
+        ("<!DOCTYPE html><p>log in", "not a CSV but a web page"),
     ],
 )
 def test_a_csv_that_cannot_be_taken_says_what_was_found(tmp_path, images, text, words):
@@ -184,7 +215,7 @@ def test_data_in_groups_and_in_other_files_is_listed(tmp_path, own):
         file["data/images"], file["data/set/malignant"] = own["images"], own["malignant"]
         file["masks"] = h5py.ExternalLink("other.h5", "masks")
     said = message(patches.read, str(tmp_path / "own.h5"))
-    assert "found: data/images, data/set/malignant, masks (in another file)" in said
+    assert "found: data/images, data/set/malignant, masks (a link, never followed)" in said
 
 
 @pytest.mark.parametrize("where", ["file", "images", "key"])
@@ -196,6 +227,18 @@ def test_hdf5_states_the_unit_by_a_key_or_an_attribute(tmp_path, own, where):
         else:
             (file if where == "file" else file["images"]).attrs["units"] = "HU"
     assert patches.read(str(tmp_path / "own.h5")).card.unit == "HU"
+
+
+def test_columns_of_text_as_matlab_writes_them_are_read(tmp_path, own):
+    count = 300
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file["images"] = np.resize(own["images"], (count, 64, 64))
+        file["malignant"] = (np.arange(count) % 2)[None]
+        file["patient"] = np.array([f"p{i // 3}" for i in range(count)], dtype=object)[None]
+        file["kind"] = np.dtype("i4")  # a type of its own, no data
+        file["images"].attrs["Units"] = np.array([b"HU"])
+    card = patches.read(str(tmp_path / "own.h5")).card
+    assert (card.patches, card.patients, card.unit) == (300, 100, "HU")
 
 
 @pytest.mark.parametrize(

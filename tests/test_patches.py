@@ -1,4 +1,5 @@
 import tempfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -94,6 +95,7 @@ CORRUPTIONS = {
     "unit for each": (change(unit=np.full(40, "HU")), ["'unit'", "(40,)"]),
     "half a patient": (change(patient=np.arange(40) / 2), ["'patient' is 0.5 in row 1", "no whole number"]),
     "inexact patient": (change(patient=np.full(40, 1e17)), ["'patient'", "store text"]),
+    "rounded patient": (change(patient=(123456789 + np.arange(40)).astype("f4")), ["'patient'", "store text"]),
     "patient lost": (change(patient=np.array([np.nan, *range(39)])), ["'patient' is nan in row 0"]),
     "patient written as lost": (change(patient=np.array(["a", "nan"] * 20)), ["empty ('nan') in row 1"]),
     "blank patient": (change(patient=np.array(["a", "  "] * 20)), ["empty ('') in row 1"]),
@@ -259,9 +261,49 @@ def test_columns_and_images_may_have_a_dimension_to_spare(tmp_path, own, shape):
         assert np.array_equal(ct.images, own["images"]) and ct.card.patients == 20
 
 
-def test_columns_that_nothing_uses_are_named_on_the_card(tmp_path, own):
-    own["patient_id"] = own.pop("patient")
-    assert patches.read(str(write(tmp_path, own, ".npz"))).card.notes == ["Not used: patient_id."]
+@pytest.mark.parametrize("name", ["patient_id", "PatientID", "Patients", "patient "])
+def test_patients_under_a_near_name_are_not_lost(tmp_path, own, name):
+    own[name] = own.pop("patient")
+    for suffix in (".npz", ".h5"):
+        card = patches.read(str(write(tmp_path, own, suffix))).card
+        assert card.patients == 20 and card.notes == [f"Column {name} is taken for patient."]
+
+
+def test_columns_that_nothing_uses_are_named_and_may_be_anything_but_pickles(tmp_path, own):
+    own |= {"age": np.array([np.nan, *range(39)]), "day": np.full(40, np.datetime64("2020-01-01"))}
+    assert patches.read(str(write(tmp_path, own, ".npz"))).card.notes == ["Not used: age, day."]
+
+
+@pytest.mark.parametrize("missing", ["N/A", "#N/A", "NULL", "NAN", "none"])
+def test_what_stands_for_a_missing_patient_is_none(tmp_path, own, missing):
+    own["patient"] = np.where(np.arange(40) % 2, missing, own["patient"])
+    refused(write(tmp_path, own, ".npz"), f"'patient' is empty ({missing!r}) in row 1")
+
+
+def test_a_name_that_may_stand_for_several_is_pointed_out(tmp_path, own):
+    own["patient"] = np.where(np.arange(40) % 2, "unknown", own["patient"])
+    assert "'unknown' stands 20 times" in patches.read(str(write(tmp_path, own, ".npz"))).card.notes[0]
+
+
+def test_what_cannot_be_seen_does_not_tell_patients_apart(tmp_path, own):
+    marks = np.array(["", "\ufeff", "\u200b", "\xa0"])[np.arange(40) % 4]
+    own["patient"] = np.char.add(marks, own["patient"])
+    assert patches.read(str(write(tmp_path, own, ".npz"))).card.patients == 20
+
+
+def test_paths_that_are_none_are_refused_in_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for source in (str(tmp_path / "loop"), "x" * 300 + ".npz", "\0.npz"):
+        with pytest.raises(InputError, match=r"no path \(.*; name a file|no such file"):
+            patches.read(source)
+
+
+def test_an_archive_that_was_packed_anew_is_read(tmp_path, own):
+    path = write(tmp_path, own, ".npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "what this is")
+        archive.writestr("__MACOSX/._images.npy", "x")
+    assert len(patches.read(str(path))) == 40
 
 
 def test_ratings_and_lengths_of_another_shape_are_refused(tmp_path, own):
@@ -277,7 +319,7 @@ def test_a_folder_with_another_file_names_it(tmp_path, own):
 def test_names_that_are_nearly_equal_are_pointed_out(tmp_path, own):
     own["patient"] = np.array(["P7", "p7", "P07", "P10", "P100", "Q1"] + [f"R{i}" for i in range(34)])
     (note,) = patches.read(str(write(tmp_path, own, ".npz"))).card.notes
-    assert note == "Column patient: 'P7' and 'p7' and 'P07' differ by case or leading zeros only; are they the same?"
+    assert note == "Column patient: 'P7' and 'p7' and 'P07' differ by case, blanks or zeros only; are they the same?"
     assert note in patches.read(str(write(tmp_path, own, ".npz"))).card.table().loc["notes", "value"]
 
 

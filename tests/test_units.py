@@ -45,6 +45,7 @@ CONVERTED = {
     "a negative of 0 to 1": (lambda: 1 - grey(hu()) / 255, "8-bit, not HU", lambda: grey(hu()), "Negative"),
     "a negative of HU": (lambda: -hu(), "HU", hu, "sign was turned"),
     "HU without a sign": (lambda: hu().astype("u2"), "HU", hu, "without their sign"),
+    "the same, wider": (lambda: hu().astype("u2").astype("f4"), "HU", hu, "without their sign"),
 }
 
 
@@ -64,7 +65,16 @@ REFUSED = {
     "every other patch grey": (lambda: mixed(hu(), grey(hu()), slice(0, 40, 2)), ["20 of 40 patches", "row 0"]),
     "some stored values": (lambda: mixed(hu(), hu() + 1024, [3, 4]), ["2 of 40 patches", "row 3"]),
     "a patch of 0 to 1": (lambda: mixed(grey(hu()), grey(hu()) / 255, [5]), ["1 of 40 patches of 0 to 1", "row 5"]),
-    "an empty patch": (lambda: mixed(hu(), np.zeros_like(hu()), [39]), ["1 of 40 patches", "row 39 (0 to 0)"]),
+    "an empty patch": (lambda: mixed(hu(), np.zeros_like(hu()), [39]), ["1 patches are blank, the first in row 39"]),
+    "grey and stored values": (lambda: mixed(hu() + 1024, grey(hu()), [7]), ["1 of 40 patches of 0 to 255", "row 7"]),
+    "negatives of stored values": (lambda: -(hu() + 1024), ["darker than the lung"]),
+    "shifted": (lambda: hu() + 500, ["the median patch is -", "shifted or scaled"]),
+    "centred": (lambda: hu() - hu().mean(), ["lung is missing"]),
+    "doubled": (lambda: hu() * 2, ["shifted or scaled"]),
+    "a few standardised": (lambda: mixed(hu() * 1.0, hu() / 500, [5]), ["1 of 40 patches", "row 5"]),
+    "padded": (lambda: mixed(hu(), np.full_like(hu(), -9999), (3, slice(0, 9))), ["row 3", "set it to -1024"]),
+    "16 bits of grey": (lambda: (grey(hu()) * 257).astype("u2"), ["scale them to grey levels 0 to 255"]),
+    "overshot grey": (lambda: grey(hu()) * 1.1 - 9, ["clip them to grey levels"]),
     "-1 to 1": (lambda: grey(hu()) / 127.5 - 1, ["spans only -0."]),
     "standardised": (lambda: (hu() - hu().mean()) / hu().std(), ["spans only"]),
     "0 or 1 in bytes": (lambda: (grey(hu()) / 255).round().astype("u1"), ["spans only 0 to 1"]),
@@ -98,7 +108,14 @@ def test_a_stated_unit_wins():
 def test_a_few_patches_without_lung_are_hounsfield_units_all_the_same():
     images = hu(60)
     images[:2] = images[:2].clip(-250, 300)
-    assert units.convert(images, "x").unit == "HU"
+    found = units.convert(images, "x")
+    assert found.unit == "HU" and found.notes == ["2 patches show neither air nor lung, the first in row 0."]
+
+
+@pytest.mark.parametrize("text", ["HU", "hounsfield_units", "Hounsfield Units (HU)", "[HU]", "Hounsfield unit"])
+def test_units_are_stated_in_many_ways(text):
+    assert units.convert(hu().clip(-200, 200), "x", text).unit == "HU"
+    assert units.convert(hu(), "x", "").unit == "HU"
 
 
 def test_real_patches_are_told_rightly(real):

@@ -7,6 +7,8 @@ import importlib
 import io
 import logging
 import math
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,9 +79,8 @@ def _failure(path: Path, kind: str, error: Exception) -> InputError:
         return InputError(f"{path}: in use by another process; close the program or notebook that has it open")
     if "already open for" in reason:
         return InputError(f"{path}: not closed by the program that wrote it; end that, then run h5clear -s on the file")
-    for begins, what, remedy in MISTAKEN:
-        if kind not in what and _beginning(path).startswith(begins):
-            return InputError(f"{path}: not a {kind} but {what}; {remedy}")
+    if mistaken := _mistaken(path, kind):
+        return mistaken
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"{path}: its text is not UTF-8 ({reason}); save it in UTF-8")
     if isinstance(error, NotImplementedError):
@@ -87,12 +88,17 @@ def _failure(path: Path, kind: str, error: Exception) -> InputError:
     return InputError(f"{path}: not a readable {kind} ({reason}); get or write the file again")
 
 
-def _beginning(path: Path) -> bytes:
+def _mistaken(path: Path, kind: str) -> InputError | None:
+    """What to say of a file that begins as another kind does; None where it does not."""
     try:
         with path.open("rb") as file:
-            return file.read(64).lstrip().lower()
+            start = file.read(64).lstrip().lower()
     except OSError:
-        return b""
+        return None
+    for begins, what, remedy in MISTAKEN:
+        if kind not in what and start.startswith(begins):
+            return InputError(f"{path}: not a {kind} but {what}; {remedy}")
+    return None
 
 
 def npz(path: Path) -> dict[str, Array]:
@@ -118,7 +124,8 @@ def npz(path: Path) -> dict[str, Array]:
         return load
 
     with opening(path, "npz"), zipfile.ZipFile(path) as archive:
-        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+        # Programs that pack a folder anew add members of their own
+        keys = [name.removesuffix(".npy") for name in archive.namelist() if re.fullmatch(r"[^/]+\.npy", name)]
         return {key: Array(*header(archive, f"{key}.npy"), reader(key)) for key in keys}
 
 
@@ -133,10 +140,13 @@ def hdf5(path: Path) -> dict[str, Array]:
 
     def names(item: h5py.Dataset) -> np.ndarray:
         found: list[str] = []
+        text = item.asstr("utf-8")
         if item.shape == ():
-            return np.array(item.asstr("utf-8")[()])
-        for start in range(0, len(item), SLICE):
-            found += item.asstr("utf-8")[start : start + SLICE].tolist()
+            return np.array(text[()])
+        row = len(item.shape) == 2 and item.shape[0] == 1  # as MATLAB writes a column
+        for start in range(0, item.size, SLICE):
+            part = text[0, start : start + SLICE] if row else text[start : start + SLICE]
+            found += part.ravel().tolist()
             if max(map(len, found[start:])) > CHARACTERS:
                 raise ValueError(f"text of more than {CHARACTERS} characters")
         return np.array(found, dtype=str)
@@ -163,8 +173,8 @@ def hdf5(path: Path) -> dict[str, Array]:
             item = file[key] if own else None
             if isinstance(item, h5py.Group):
                 held |= {f"{key}/{name}": UNREAD for name in _inside(item)}
-            elif item is None or item.external or item.is_virtual:
-                held[f"{key} (in another file)"] = UNREAD
+            elif item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+                held[f"{key} (a link, never followed)"] = UNREAD
             elif isinstance(item, h5py.Dataset):
                 dtype = np.dtype(str) if is_text(item) else item.dtype
                 held[key] = Array(item.shape or (), dtype, reader(key))
@@ -174,9 +184,9 @@ def hdf5(path: Path) -> dict[str, Array]:
 def _stated_unit(file: h5py.File) -> np.ndarray | None:
     """What the attribute ``unit`` or ``units``, of the images or of the file, says; None without one."""
     images = [file[key] for key in ("images", "ct_slices") if isinstance(file.get(key, getlink=True), h5py.HardLink)]
-    attributes = [item.attrs[name] for item in (*images, file) for name in ("unit", "units") if name in item.attrs]
-    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in attributes]
-    return np.array(texts[0]) if texts else None
+    named = [item.attrs[name] for item in (*images, file) for name in item.attrs if name.lower() in ("unit", "units")]
+    texts = [value for attribute in named for value in np.ravel(attribute)[:1]]
+    return np.array([text.decode() if isinstance(text, bytes) else str(text) for text in texts[:1]]) if texts else None
 
 
 def _inside(group: h5py.Group) -> list[str]:
@@ -214,13 +224,13 @@ def tiles(tiff: Path, csv: Path) -> dict[str, Array]:
     with opening(tiff, "TIFF"), tifffile.TiffFile(tiff) as file:
         shape, dtype = _pages(tiff, file)
     values = _labels(csv)
+    if len(values) != shape[0]:
+        raise InputError(f"{csv}: {len(values)} rows, but {tiff.name} has {shape[0]} pages; bring a row for each")
 
     def pixels() -> np.ndarray:
         with opening(tiff, "TIFF"), tifffile.TiffFile(tiff) as file:
-            read = [series.asarray().reshape(-1, *series.shape[-2:]) for series in file.series]
-            negative = file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE and dtype == np.uint8
-        found = np.concatenate(read) if len(read) > 1 else read[0]
-        return 255 - found if negative else found
+            # One page may stand for all, as ImageJ writes large files
+            return np.stack([_shown(page) for page in file.pages]) if len(file.pages) > 1 else file.series[0].asarray()
 
     return {
         "images": Array(shape, dtype, pixels),
@@ -228,47 +238,66 @@ def tiles(tiff: Path, csv: Path) -> dict[str, Array]:
     }
 
 
+def _shown(page: tifffile.TiffPage) -> np.ndarray:
+    """A page's values, dark ones low; what has a sign is left to :mod:`nodules.units`."""
+    values = page.asarray()
+    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u"
+    return np.iinfo(values.dtype).max - values if negative else values
+
+
 def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of all pages together: one series, or many that are alike, as when pages are appended."""
-    codecs = {series.keyframe.compression for series in file.series}
+    """Shape and type of all pages together, in the order of the file; refuse what can't be read as patches."""
+    codecs = {page.compression for page in file.pages}
     if not codecs <= CODECS:
         (codec, *_) = codecs - CODECS
         name = getattr(codec, "name", codec)
         raise InputError(f"{path}: compressed by {name}, which can't be read; save it uncompressed, or by LZW")
-    if file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE:
+    if any(page.photometric == tifffile.PHOTOMETRIC.PALETTE for page in file.pages):
         raise InputError(f"{path}: its pixels are numbers of colours in a palette; save it as grey levels")
-    kinds = {(series.shape[-2:], series.dtype) for series in file.series}
-    if len(file.series) == 1:
+    if len(file.pages) == 1:
         return file.series[0].shape, file.series[0].dtype
-    if len(kinds) > 1 or any(len(series.shape) not in (2, 3) for series in file.series):
+    kinds = {(page.shape, page.dtype) for page in file.pages}
+    if len(kinds) > 1:
         found = ", ".join(f"{series.shape} {series.dtype}" for series in file.series[:SHOWN])
         raise InputError(f"{path}: holds {len(file.series)} series ({found}); save the patches alone, a page each")
     ((side, dtype),) = kinds
-    return (sum(math.prod(series.shape[:-2]) for series in file.series), *side), dtype
+    return (len(file.pages), *side), dtype
 
 
 def _labels(path: Path) -> np.ndarray:
     """The column ``malignancy`` of a CSV as spreadsheets write it, (N,).
 
-    The first column, if it is another, and any without a name number the rows 0, 1, 2, ...
+    The first column, if it is another, and any without a name or that holds all of 0, 1, 2, ... number the rows.
     """
-    with opening(path, "CSV"):
+    with opening(path, "CSV"), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows that are longer than the header
+        if mistaken := _mistaken(path, "CSV"):
+            raise mistaken
         if path.stat().st_size > CSV_BYTES:
             raise ValueError(f"more than {CSV_BYTES} bytes")
         content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if text.startswith("sep="):  # a line that spreadsheets write and read
+            text = text.partition("\n")[2]
         separator = max(SEPARATORS, key=text.partition("\n")[0].count)
         decimal = "," if separator == ";" and "," in text else "."
-        table = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, index_col=False).dropna(how="all")
+        table = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, index_col=False)
+        table = table.dropna(how="all").dropna(how="all", axis=1)
         table.columns = [str(name).strip().lower() for name in table.columns]
-    if list(table.columns).count("malignancy") != 1:
+    if "malignancy" not in table:
         found = ", ".join(map(repr, table.columns[:SHOWN]))
         raise InputError(f"{path}: no column 'malignancy' (found: {found}); name the column of labels so")
-    numbering = [name for i, name in enumerate(table) if i == 0 or name == "index" or name.startswith("unnamed")]
-    for name in numbering:
-        if name != "malignancy" and list(table[name]) != list(range(len(table))):
+    if "malignancy.1" in table:  # as pandas calls a second one
+        raise InputError(f"{path}: several columns 'malignancy'; leave the one with the labels")
+    numbers = list(range(len(table)))
+    for i, name in enumerate(table):
+        numbering = i == 0 or name == "index" or name.startswith("unnamed") or set(table[name]) == set(numbers)
+        if name != "malignancy" and numbering and list(table[name]) != numbers:
             raise InputError(
                 f"{path}: its rows are not numbered 0, 1, 2, ... (column {name!r}); sort and number them as the pages "
                 "of the TIFF"
             )
+    wrong = [value for value in table["malignancy"] if value not in (0, 1)]
+    if wrong:
+        raise InputError(f"{path}: 'malignancy' holds {wrong[0]!r}; labels are 0 and 1")
     return table["malignancy"].to_numpy()

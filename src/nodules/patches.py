@@ -72,15 +72,23 @@ SOURCES = {
         ],
     },
 }
+KINDS = (*READERS, ".tif", ".tiff", ".csv")  # of files that a message may name
 RATINGS = re.compile(r"[1-5](;[1-5])*")
 LENGTHS = ("diameter_mm", "pixel_spacing_mm")
 LONGEST = 1000  # mm
 NUMBERS = ("slice_index", *LENGTHS, *lidc.ATTRIBUTES)  # columns that are computed with
 NAMES = ("id", "patient", "nodule")  # columns that name things: text, never empty
 USED = (*NAMES, *NUMBERS, "ratings")  # columns that notebooks look at
-MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")  # how tables write what is not known
+# How tables write what is not known, and how people may
+MISSING = ("", "nan", "none", "<na>", "nat", "#n/a", "n/a", "null", str(-(2**63)))
+UNSURE = ("na", "unknown", "missing", "-", "?", "-1")
+ALIASES = {  # by their letters: what people call a column
+    **dict.fromkeys(("patient", "patients", "patientid", "patientids"), "patient"),
+    **dict.fromkeys(("nodule", "nodules", "noduleid", "noduleids"), "nodule"),
+    **dict.fromkeys(("unit", "units"), "unit"),
+}
+BLANKS = " \t\r\n\x00\x0b\x0c\xa0\u200b\u200c\u200d\u2060\ufeff"  # around a name, seen or not
 CARD_NAMES = 12  # of columns on a card
-EXACT = 2**53  # whole numbers from which floats are no longer exact
 SHOWN = 3  # groups of names that are alike on a card; files in a message
 OWN = {
     "simulation": False,
@@ -163,10 +171,15 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) 
     if source == "phantom":
         path = _phantom_file(n_patches, seed)
         return _verified(path, arrays.npz(path), "phantom")
-    path = paths.DATA if source == "kaggle" else paths.resolve(source)
+    try:
+        path = paths.DATA if source == "kaggle" else paths.resolve(source)
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a null byte
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"data={source[:80]!r}: no path ({reason}); name a file or a folder") from error
     if path.is_dir():
         return _kaggle(path)
-    if not path.exists():
+    if not there:
         raise InputError(f"{path}: no such file; data= takes phantom, kaggle, a folder, or an npz or HDF5 file")
     if path.suffix.lower() not in READERS:
         raise InputError(f"{path}: unknown kind of file; take one of {', '.join(READERS)}")
@@ -180,8 +193,8 @@ def _kaggle(folder: Path) -> Patches:
     elif tiff.exists() and csv.exists():
         path, held = tiff, arrays.tiles(tiff, csv)
     else:
-        own = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS)[:SHOWN])
-        found = f" (found: {own}, to be named with the folder)" if own else ""
+        own = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix.lower() in KINDS)[:SHOWN])
+        found = f" (found: {own})" if own else ""
         raise InputError(f"{folder}: Kaggle's files are not there{found}; {KAGGLE_REMEDY}")
     patches = _verified(path, held, "kaggle")
     found = {key: getattr(patches.card, key) for key in KAGGLE_COUNTS}
@@ -222,23 +235,25 @@ def rescan(ids: list[str], n_patches: int, seed: int = 0) -> tuple[np.ndarray, p
 
 def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> Patches:
     """Check all that can be wrong with a file's arrays, from its headers as far as they tell."""
+    held, renamed = _renamed(held)
     images, unit, notes = _images(path, held)
+    notes = notes + renamed
     n = len(images)
     table = pd.DataFrame(_columns(path, held, n))
     for key in NAMES:
         notes += _alike(key, table[key]) if key in table else []
     if source is None:
-        known = {*USED, "images", "ct_slices", "malignant", "slice_class", "masks", "unit", "units"}
+        known = {*USED, "images", "ct_slices", "malignant", "slice_class", "masks", "unit"}
         unused = ", ".join(sorted(held.keys() - known)[:CARD_NAMES])
         notes += [f"Not used: {unused}."] if unused else []
     masks = None
     if "masks" in held:
         array = held["masks"]
-        if array.shape != images.shape or array.dtype != bool:
+        if _plain(array.shape) != images.shape or array.dtype != bool:
             raise InputError(
                 f"{path}: 'masks' is {array.dtype} of shape {array.shape}; store bool in the shape of the images"
             )
-        masks = _read(path, "masks", array)
+        masks = _read(path, "masks", array).reshape(images.shape)
 
     digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
     for column in ("id", "malignant", "patient"):
@@ -257,6 +272,22 @@ def _verified(path: Path, held: dict[str, Array], source: str | None = None) -> 
         **(SOURCES[source] if source else OWN | {"title": path.name}),
     )
     return Patches(images, table, masks, card)
+
+
+def _renamed(held: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
+    """The arrays with names that people have for some of them put right, and a sentence about each."""
+    out, notes = dict(held), []
+    for key in sorted(held):
+        name = ALIASES.get(re.sub(r"[^a-z]", "", key.lower())) if "/" not in key and "(" not in key else None
+        if name and key != name and name not in out:
+            out[name] = out.pop(key)
+            notes += [f"Column {key} is taken for {name}."] if name != "unit" else []
+    return out, notes
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without dimensions of one, such as a channel, after the first."""
+    return (*shape[:1], *(side for side in shape[1:] if side != 1))
 
 
 def _one_of(path: Path, held: dict[str, Array], *keys: str) -> tuple[str, Array]:
@@ -278,7 +309,7 @@ def _read(path: Path, key: str, array: Array) -> np.ndarray:
 def _images(path: Path, held: dict[str, Array]) -> units.Pixels:
     """The images as int16, their unit, and what was converted."""
     key, array = _one_of(path, held, "images", "ct_slices")
-    if (array.shape[0] if array.shape else 0, *(side for side in array.shape[1:] if side != 1))[1:] != (SIDE, SIDE):
+    if _plain(array.shape)[1:] != (SIDE, SIDE):
         raise InputError(f"{path}: '{key}' has the shape {array.shape}; it must be (N, {SIDE}, {SIDE})")
     n = array.shape[0]
     if not 0 < n <= MOST_PATCHES:
@@ -289,7 +320,7 @@ def _images(path: Path, held: dict[str, Array]) -> units.Pixels:
     low, high = images.min(), images.max()  # NaN and infinity come through both
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path}: '{key}' holds NaN or infinite values; remove those patches")
-    stated = held.get("unit", held.get("units"))
+    stated = held.get("unit")
     return units.convert(images, f"{path}: '{key}'", stated and _word(path, stated))
 
 
@@ -315,22 +346,25 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
         raise InputError(f"{path}: '{label}' is {labels[0]:g} throughout; both classes are needed")
     columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
 
-    for key in sorted(held.keys() - {label, "images", "ct_slices", "masks", "unit", "units"}):
+    for key in sorted(held.keys() - {label, "images", "ct_slices", "masks", "unit"}):
         array, named = held[key], key in NAMES
         if array.shape not in ((n,), (n, 1), (1, n)):
             if key in USED:
                 raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
             continue
+        if key not in USED and array.dtype.kind not in "iufbUSO":
+            continue
         if array.dtype.kind not in ("iufUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
-            raise InputError(f"{path}: '{key}' is {array.dtype}; store numbers or text (pickles are never read)")
+            kinds = "numbers" if key in NUMBERS else "numbers or text (pickles are never read)"
+            raise InputError(f"{path}: '{key}' is {array.dtype}; store {kinds}")
         values = _read(path, key, array).reshape(n)
-        if array.dtype.kind == "f" and not np.isfinite(values).all():
+        if key in USED and array.dtype.kind == "f" and not np.isfinite(values).all():
             row = np.isfinite(values).argmin()
             value = values[row]
             raise InputError(f"{path}: '{key}' is {value} in row {row}; fill it in, or leave the column out")
         text = named or key == "ratings" or array.dtype.kind in "US"
         columns[key] = _text(path, key, values) if text else values
-        if named and (missing := np.isin(columns[key], MISSING)).any():
+        if named and (missing := np.isin(np.char.lower(columns[key]), MISSING)).any():
             row, value = missing.argmax(), str(columns[key][missing.argmax()])
             raise InputError(f"{path}: '{key}' is empty ({value!r}) in row {row}; name them all")
         if key in LENGTHS and (wrong := (values <= 0) | (values > LONGEST)).any():
@@ -351,7 +385,8 @@ def _text(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     Tables make floating numbers of whole ones where one is missing, so the others are read as what they were.
     """
     if values.dtype.kind == "f":
-        broken = (values != np.rint(values)) | (np.abs(values) >= EXACT)
+        exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)  # whole numbers beyond are rounded
+        broken = (values != np.rint(values)) | (np.abs(values) >= exact)
         if broken.any():
             row, value = broken.argmax(), values[broken.argmax()]
             raise InputError(f"{path}: '{key}' is {value} in row {row}, no whole number; store text")
@@ -361,19 +396,22 @@ def _text(path: Path, key: str, values: np.ndarray) -> np.ndarray:
         "".join(found).encode()
     except (ValueError, SystemError) as error:  # the latter for numbers beyond Unicode
         raise InputError(f"{path}: '{key}' holds what is no text; store it in UTF-8") from error
-    return np.char.strip(found)
+    return np.char.strip(found, BLANKS)
 
 
 def _alike(key: str, names: pd.Series) -> list[str]:
-    """A sentence about names that differ only by case, form of letters or leading zeros; none where there are none."""
+    """Sentences about names that may be one, or that may stand for several; none where there are none."""
     groups: dict[str, list[str]] = {}
     for name in names.unique():
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        groups.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(name)
+        plain = re.sub(r"^b'(.*)'$", r"\1", unicodedata.normalize("NFKC", name).casefold())
+        plain = re.sub(r"\s+|\.0+$|(?<!\d)0+(?=\d)", "", plain)
+        groups.setdefault(plain, []).append(name)
     alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
     text = ", ".join(alike[:SHOWN]) + more
-    return [f"Column {key}: {text} differ by case or leading zeros only; are they the same?"] if alike else []
+    notes = [f"Column {key}: {text} differ by case, blanks or zeros only; are they the same?"] if alike else []
+    unsure = [name for name in names.unique() if name.casefold() in UNSURE]
+    return notes + [f"Column {key}: {name!r} stands {(names == name).sum()} times; is it one?" for name in unsure]
 
 
 def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:

@@ -232,7 +232,7 @@ def load(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["files"].items()
+        content["files"].items(), content["left_out"]
     except FileNotFoundError as error:
         raise InputError(f"{path}: not there; run {folder.name} first, to its end") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -208,8 +208,8 @@ def _write_dependencies(notebook: Path, output: Path, data: str | None) -> None:
     # An empty rule for each module, as compilers write them, so that a removed module does not stop Make
     lines = [f"{_shown(output)}: {' '.join(used)}", *(f"{path}:" for path in used)]
     if data is not None:
-        # Make's DATA has no such sign, so that a name with one differs from it as it should
-        plain = re.sub(r"[^\w./~+@=,-]", "?", data)
+        # Make's DATA has none of its SIGNS, so that a name with one differs from it as it should
+        plain = re.sub(r"[\s\"'`\\;:|&<>()\[\]*?%=$#]", "?", data)
         lines += [f'ifneq "$(DATA)" "{plain}"', f"{_shown(output)}: other-data", "endif"]
     with paths.replacing(output.with_suffix(".d")) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

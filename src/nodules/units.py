@@ -4,6 +4,7 @@ Decided from the values of each patch. A lung nodule has air beside it, so that 
 (HU) holds values near -850; grey levels are never negative; and a nodule is brighter than the lung around it.
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,16 @@ import numpy as np
 from nodules.errors import InputError
 
 HU, GREY, NEGATIVE = "HU", "8-bit, not HU", "negative of HU"
-STATED = {"hu": HU, "hounsfield": HU, "hounsfield units": HU, "8-bit": GREY, "uint8": GREY, GREY: GREY}
+STATED = {  # by their letters and digits
+    **dict.fromkeys(("hu", "hounsfield", "hounsfieldunit", "hounsfieldunits", "hounsfieldunitshu"), HU),
+    **dict.fromkeys(("8bit", "uint8", "grey", "gray", "greylevels", "graylevels", "8bitnothu"), GREY),
+}
 HU_RANGE = (-4096, 16383)  # padding of some scanners .. metal on the extended 14-bit scale
 LUNG = -300  # HU; a patch with nothing below it shows neither lung nor air (all 472 real patches reach -797)
 NEARLY = 0.95  # share of patches that must show lung; a few may lie in the chest wall
 BRIGHTEST = 255  # grey level
 LEAST_SPAN = 50  # between the darkest and the brightest pixel of a set; less is no picture
-AIR = 1100  # HU; a negative in HU is not brighter than air is dark
+AIR = (-1200, -600)  # HU, where the darkest pixel of the median patch lies: noise around lung at -850, padding
 DARK = 0.8  # share of dark centres that makes a set a negative (in real sets of grey levels it is 0.11)
 FEWEST = 20  # patches to tell a negative by
 CENTRE = 6  # pixels, the side of the square in the middle of the nodule
@@ -43,19 +47,26 @@ def convert(images: np.ndarray, where: str, stated: str | None = None) -> Pixels
     Raises:
         InputError: there is doubt.
     """
-    unit = None if stated is None else STATED.get(" ".join(stated.lower().split()))
-    if stated is not None and unit is None:
+    unit = STATED.get(re.sub(r"[^a-z0-9]", "", stated.lower())) if stated else None
+    if stated and unit is None:
         raise InputError(f"{where}: has the unit {stated!r}; take 'HU' or '8-bit'")
     notes: list[str] = []
-    if images.dtype == np.uint16 and images.max() > HU_RANGE[1] and _is_hu(images.astype(np.int16)):
-        images, notes = images.astype(np.int16), ["Stored as uint16 without their sign, which was put back."]
     low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    if low.min() >= 0 and 2**15 <= high.max() < 2**16:
+        signed = images.astype(np.uint16).view(np.int16)
+        if _is_hu(signed.min(axis=(1, 2)), signed.max(axis=(1, 2))):
+            images, notes = signed, ["Stored as 16 bits without their sign, which was put back."]
+            low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    if (blank := low == high).any() and not blank.all():
+        row = blank.argmax()
+        raise InputError(f"{where}: {blank.sum()} patches are blank, the first in row {row}; fill or remove them")
     if unit is None:
         unit = _told(images, where, low, high)
+        notes += _without_lung(low) if unit == HU else []
     span, values = f"{low.min():g} to {high.max():g}", images
-    if unit == HU and (low.min() < HU_RANGE[0] or high.max() > HU_RANGE[1]):
-        raise InputError(f"{where}: spans {span}, far outside Hounsfield units; rescale it")
-    if unit == GREY:
+    if unit == HU:
+        _check_range(where, low, high)
+    elif unit == GREY:
         values, notes = _grey(images, where, low, high)
     elif unit == NEGATIVE:
         values, notes = -images.astype(np.float32), [f"A negative of Hounsfield units ({span}): the sign was turned."]
@@ -66,32 +77,79 @@ def convert(images: np.ndarray, where: str, stated: str | None = None) -> Pixels
     return Pixels(values.astype(np.int16, copy=False), GREY if unit == GREY else HU, notes)
 
 
-def _is_hu(images: np.ndarray) -> bool:
+def _check_range(where: str, low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse what is no HU, and what only some patches hold as such."""
+    beyond = (low < HU_RANGE[0]) | (high > HU_RANGE[1])
+    if beyond.mean() > 0.5:
+        span = f"{low.min():g} to {high.max():g}"
+        raise InputError(f"{where}: spans {span}, far outside Hounsfield units; rescale it")
+    if beyond.any():
+        row = beyond.argmax()
+        raise InputError(
+            f"{where}: {beyond.sum()} patches hold what is no HU, such as {low[row]:g} or {high[row]:g} in row {row}; "
+            "if that is padding, set it to -1024"
+        )
+
+
+def _is_hu(low: np.ndarray, high: np.ndarray) -> bool:
     """Whether nearly every patch shows lung, and nothing is out of range."""
-    low = images.min(axis=(1, 2))
-    return bool((low < LUNG).mean() >= NEARLY and low.min() >= HU_RANGE[0] and images.max() <= HU_RANGE[1])
+    return bool((low < LUNG).mean() >= NEARLY and low.min() >= HU_RANGE[0] and high.max() <= HU_RANGE[1])
 
 
 def _told(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> str:
     """The unit by the darkest and the brightest pixel of each patch, (N,) each."""
-    span = f"{low.min():g} to {high.max():g}"
     if (low < LUNG).mean() >= NEARLY:
-        if (low >= 0).any():
-            raise _mixture(where, low, high, low >= 0, "without air or lung")
+        _check_hu(images, where, low, high)
         return HU
     if low.min() >= 0 and high.max() <= BRIGHTEST:
         return GREY
     if high.max() - low.min() < LEAST_SPAN:
+        span = f"{low.min():g} to {high.max():g}"
         raise InputError(f"{where}: spans only {span}; store Hounsfield units, or grey levels 0 to {BRIGHTEST}")
-    if (low < LUNG).any() and not _is_negative(images, high):
-        raise _mixture(where, low, high, low >= LUNG, "without air or lung")
     if low.min() < 0 and _is_negative(images, high):
         return NEGATIVE
-    offset = next((str(offset) for offset in OFFSETS if _fits(low, offset)), "the rescale intercept")
-    raise InputError(
-        f"{where}: spans {span}, no Hounsfield units, since lung is missing (nothing below {LUNG}), and no grey levels "
-        f"0 to {BRIGHTEST}; if these are stored values, subtract {offset}; if they are HU, state it by a key unit='HU'"
+    grey = (low >= 0) & (high <= BRIGHTEST)
+    if (low < LUNG).any():
+        raise _mixture(where, low, high, low >= LUNG, "without air or lung")
+    if grey.any() and high.max() > 2 * BRIGHTEST:
+        raise _mixture(where, low, high, grey, f"of 0 to {BRIGHTEST}")
+    raise _neither(where, low, high)
+
+
+def _check_hu(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse what reaches down as Hounsfield units do, and is none."""
+    odd = (low >= 0) | ((low >= LUNG) & (high - low < LEAST_SPAN))
+    if odd.any():
+        raise _mixture(where, low, high, odd, "without air or lung")
+    darkest = float(np.median(low))
+    if not AIR[0] <= darkest <= AIR[1] and low.min() >= HU_RANGE[0]:
+        raise InputError(
+            f"{where}: the darkest pixel of the median patch is {darkest:g}, where lung and air have {AIR[0]} to "
+            f"{AIR[1]} HU; undo what the values were shifted or scaled by, or state them by a key unit='HU' if they are"
+        )
+    if len(images) >= FEWEST and _dark_centres(images) >= DARK:
+        raise InputError(f"{where}: nodules are darker than the lung around them; turn the negatives into HU")
+
+
+def _neither(where: str, low: np.ndarray, high: np.ndarray) -> InputError:
+    """What to do about values that are neither Hounsfield units nor grey levels depends on their range."""
+    fitting = [offset for offset in OFFSETS if _fits(low, offset)]
+    if high.max() > HU_RANGE[1] and not fitting:
+        hint = f"scale them to grey levels 0 to {BRIGHTEST}"
+    elif low.min() > -BRIGHTEST and high.max() < 2 * BRIGHTEST:
+        hint = f"clip them to grey levels 0 to {BRIGHTEST}"
+    else:
+        hint = f"subtract {(fitting or OFFSETS)[0]}, as the rescale intercept of stored values says"
+    return InputError(
+        f"{where}: spans {low.min():g} to {high.max():g}, no Hounsfield units, since lung is missing (nothing below "
+        f"{LUNG}), and no grey levels 0 to {BRIGHTEST}; {hint}, or state them by a key unit='HU' if they are"
     )
+
+
+def _without_lung(low: np.ndarray) -> list[str]:
+    """A sentence about patches in Hounsfield units that show neither air nor lung, if there are some."""
+    odd = low >= LUNG
+    return [f"{odd.sum()} patches show neither air nor lung, the first in row {odd.argmax()}."] if odd.any() else []
 
 
 def _grey(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -115,12 +173,12 @@ def _grey(images: np.ndarray, where: str, low: np.ndarray, high: np.ndarray) -> 
 def _fits(low: np.ndarray, offset: int) -> bool:
     """Whether values less ``offset`` would be Hounsfield units: lung in nearly every patch, and nothing below air."""
     least = low.astype(float) - offset
-    return bool((least < LUNG).mean() >= NEARLY and np.median(least) >= -AIR)
+    return bool((least < LUNG).mean() >= NEARLY and AIR[0] <= np.median(least) <= AIR[1])
 
 
 def _is_negative(images: np.ndarray, high: np.ndarray) -> bool:
     """Whether these are Hounsfield units of the other sign: lung far above 0, air the highest, dark nodules."""
-    lung = (high > -LUNG).mean() >= NEARLY and np.median(high) <= AIR
+    lung = (high > -LUNG).mean() >= NEARLY and AIR[0] <= -np.median(high) <= AIR[1]
     return bool(lung and len(images) >= FEWEST and _dark_centres(images) >= DARK)
 
 
