@@ -108,7 +108,7 @@ SETS = {  # name: (what is in the file, what a run says that it leaves out besid
     "one patient brings half": (unequal_patients, NOTHING - {MASKS, PATIENTS}),
     "four malignant patients": (lambda: made(malignant=4), set()),
 }
-QUICK = ("Kaggle's form", "20 patches")
+QUICK = ("Kaggle's form",)
 MORE = {"four malignant patients": {"folds": 5}}
 
 
