@@ -285,3 +285,32 @@ def test_what_models_said_of_the_test_patches_is_put_side_by_side(run, card):
 def test_a_fact_carries_its_interval(run):
     run.fact("zoom", pd.Series({"value": 0.1, "low": 0.0, "high": 0.2, "name": "zoom"}))
     assert {k: v for k, v in run.facts.items() if "zoom" in k} == {"zoom": 0.1, "zoom_low": 0.0, "zoom_high": 0.2}
+
+
+def test_what_is_left_out_is_said_kept_and_shown(run, tmp_path, capsys):
+    run.leave_out("the ruler", "nobody measured")
+    run.row("coin", SCORES | {"auc_low": float("nan")})
+    run.save()
+    assert "Left out: the ruler, because nobody measured." in capsys.readouterr().out
+    page = report.build(tmp_path / "runs" / "x", tmp_path / "out").read_text()
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [one["what"] for one in content["left_out"]] == ["the ruler", "the score of coin"]
+    assert "What this run leaves out" in page and "the ruler, because nobody measured (01_data)" in page
+    assert "coin" not in {row["name"] for row in content["rows"]}
+
+
+def test_figures_of_a_notebook_that_did_not_end_are_not_drawn(run, tmp_path, card):
+    other = results.Run("02_architectures", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient")
+    forest = pd.DataFrame({"name": ["a"], "value": [0.8], "low": [0.7], "high": [0.9]})
+    other.figure("half", plots.intervals, "", table=forest, label="x", reference=0.5, heading="h")
+    report.build(tmp_path / "runs" / "x", tmp_path / "out")
+    assert (tmp_path / "out" / "fig01.png").exists() and not (tmp_path / "out" / "half.png").exists()
+
+
+@pytest.mark.parametrize("name", ["NA", "007", "null", "1e5", "true"])
+def test_patients_keep_their_names_from_notebook_to_notebook(tmp_path, run, own, name):
+    table = pd.DataFrame({"id": [name, "x"], "patient": [name, None], "split": "test"})
+    run.table("predictions", table)
+    run.save()
+    read = results.load_predictions(run.run_dir, "01_data")
+    assert read["id"].tolist() == [name, "x"] and read["patient"][0] == name and pd.isna(read["patient"][1])

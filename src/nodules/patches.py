@@ -347,36 +347,41 @@ def _columns(path: Path, held: dict[str, Array], n: int) -> dict[str, np.ndarray
     columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
 
     for key in sorted(held.keys() - {label, "images", "ct_slices", "masks", "unit"}):
-        array, named = held[key], key in NAMES
+        array = held[key]
         if array.shape not in ((n,), (n, 1), (1, n)):
             if key in USED:
                 raise InputError(f"{path}: {n} images but '{key}' has the shape {array.shape}; one an image")
-            continue
-        if key not in USED and array.dtype.kind not in "iufbUSO":
-            continue
-        if array.dtype.kind not in ("iufUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
-            kinds = "numbers" if key in NUMBERS else "numbers or text (pickles are never read)"
-            raise InputError(f"{path}: '{key}' is {array.dtype}; store {kinds}")
-        values = _read(path, key, array).reshape(n)
-        if key in USED and array.dtype.kind == "f" and not np.isfinite(values).all():
-            row = np.isfinite(values).argmin()
-            value = values[row]
-            raise InputError(f"{path}: '{key}' is {value} in row {row}; fill it in, or leave the column out")
-        text = named or key == "ratings" or array.dtype.kind in "US"
-        columns[key] = _text(path, key, values) if text else values
-        if named and (missing := np.isin(np.char.lower(columns[key]), MISSING)).any():
-            row, value = missing.argmax(), str(columns[key][missing.argmax()])
-            raise InputError(f"{path}: '{key}' is empty ({value!r}) in row {row}; name them all")
-        if key in LENGTHS and (wrong := (values <= 0) | (values > LONGEST)).any():
-            row, value = wrong.argmax(), values[wrong.argmax()]
-            raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0 and at most {LONGEST} mm")
-        if key == "ratings" and (wrong := [text for text in columns[key] if not RATINGS.fullmatch(text)]):
-            raise InputError(f"{path}: 'ratings' holds {wrong[0]!r}; write 1 to 5 of each reader, such as 5;4;4")
+        elif key in USED or array.dtype.kind in "iufbUSO":
+            columns[key] = _column(path, key, array, n)
     ids, counts = np.unique(columns["id"], return_counts=True)
     if counts.max() > 1:
         name, times = str(ids[counts.argmax()]), counts.max()
         raise InputError(f"{path}: the id {name!r} stands {times} times; make ids unique")
     return columns
+
+
+def _column(path: Path, key: str, array: Array, n: int) -> np.ndarray:
+    """One per-patch column, (n,): text without blanks around it, or numbers."""
+    named = key in NAMES
+    if array.dtype.kind not in ("iufUS" if named else "iuf" if key in NUMBERS else "iufbUS"):
+        kinds = "numbers" if key in NUMBERS else "numbers or text (pickles are never read)"
+        raise InputError(f"{path}: '{key}' is {array.dtype}; store {kinds}")
+    values = _read(path, key, array).reshape(n)
+    if key in USED and array.dtype.kind == "f" and not np.isfinite(values).all():
+        row = np.isfinite(values).argmin()
+        value = values[row]
+        raise InputError(f"{path}: '{key}' is {value} in row {row}; fill it in, or leave the column out")
+    if named or key == "ratings" or array.dtype.kind in "US":
+        values = _text(path, key, values)
+    if named and (missing := np.isin(np.char.lower(values), MISSING)).any():
+        row, value = missing.argmax(), str(values[missing.argmax()])
+        raise InputError(f"{path}: '{key}' is empty ({value!r}) in row {row}; name them all")
+    if key in LENGTHS and (wrong := (values <= 0) | (values > LONGEST)).any():
+        row, value = wrong.argmax(), values[wrong.argmax()]
+        raise InputError(f"{path}: '{key}' is {value:g} in row {row}; it must be above 0 and at most {LONGEST} mm")
+    if key == "ratings" and (wrong := [text for text in values if not RATINGS.fullmatch(text)]):
+        raise InputError(f"{path}: 'ratings' holds {wrong[0]!r}; write 1 to 5 of each reader, such as 5;4;4")
+    return values
 
 
 def _text(path: Path, key: str, values: np.ndarray) -> np.ndarray:
