@@ -155,6 +155,6 @@ def test_a_file_without_patients_and_a_run_without_a_model(mine):
 
 def test_the_report_writes_and_links_every_card(content, tmp_path):
     assert set(report.CARDS) == {"data_card.md", "model_card.md", "claim.md"}
-    shown = report.page(content | {"rows": content["rows"][:4], "tables": [], "left_out": []}, {}, {}, tmp_path)
+    shown = report.page(content | {"rows": content["rows"][:4], "tables": []}, {}, {}, tmp_path)
     assert all(f'href="{name}"' in shown for name in report.CARDS)
     assert "LIDC phantom" in shown and "Not read by this run" not in shown

@@ -184,7 +184,7 @@ def about(content: dict[str, Any]) -> str:
 def data_card(content: dict[str, Any]) -> str:
     """The card of the run's own source, generated so that it cannot go stale."""
     card = dict(content["card"])
-    limits, card["notes"] = _list(card.pop("limits")), " ".join(card.get("notes", [])) or "none"
+    limits, card["notes"] = _list(card.pop("limits")), " ".join(card["notes"]) or "none"
     scores = result_table([row for row in content["rows"] if row["notebook"] == "01_data"])
     scores = markdown(scores[["what", "AUC (95% interval)"]])
     return f"## Data card: {card['title']}\n\n{limits}\n\n{_fields(card)}\n\nModels that see no picture:\n\n{scores}\n"
