@@ -145,12 +145,15 @@ def held(path, found):
     if path.suffix == ".h5":
         with h5py.File(path) as file:
             return {key: file[key].asstr()[()] if key == "patient" else file[key][()] for key in file}
-    with tifffile.TiffFile(path / "ct_tiles.tif") as file:
-        start, shape = file.series[0].dataoffset, found.images.shape
-        if start is None:
-            pages = np.stack([page.asarray() for page in file.pages]).reshape(shape)
-        else:  # all pages lie in one piece
-            pages = np.fromfile(path / "ct_tiles.tif", "<i2", found.images.size, offset=start).reshape(shape)
+    tiff = path / "ct_tiles.tif"
+    with tifffile.TiffFile(tiff) as file:
+        pages = [
+            page.asarray()
+            if page.compression > 1 or len(page.dataoffsets) > 1
+            else np.fromfile(tiff, page.dtype.newbyteorder(file.byteorder), 64 * 64, offset=page.dataoffsets[0])
+            for page in file.pages
+        ]
+    pages = np.stack([page.reshape(64, 64) for page in pages])
     with (path / "malignancy.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {"images": pages, "malignant": [float(row["malignancy"]) for row in rows]}
