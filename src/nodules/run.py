@@ -255,7 +255,7 @@ def _check_home() -> None:
     runtime = Path(jupyter_runtime_dir())
     nearest = next(folder for folder in (runtime, *runtime.absolute().parents) if folder.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise InputError(f"{runtime}: kernels keep files there, and can't; name another home, as in HOME=/tmp/home")
+        raise InputError(f"{runtime}: kernels keep files there, and can't; name another home, as in HOME=$PWD/home")
 
 
 def _step_printer(notebook: Path) -> Callable[..., None]:
