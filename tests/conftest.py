@@ -35,7 +35,7 @@ def own():
 
 @pytest.fixture(scope="session")
 def smoke_run():
-    """The folder of a finished run on the smoke profile, made where it is not there or out of date."""
-    done = soak.make(paths.ROOT, "notebooks", OMP_NUM_THREADS="2")
+    """The folder of a finished run on the smoke profile, with its report, made where it is not there or out of date."""
+    done = soak.make(paths.ROOT, "figures", "-j2", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     return paths.ROOT / "runs" / "smoke-phantom"
