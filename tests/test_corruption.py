@@ -1,7 +1,7 @@
-"""Damaged and hostile files: whatever is in them, success with what they hold, or one line and exit code 2.
+"""Damaged and hostile files: whatever is in them, success with what they contain, or one line and exit code 2.
 
-Every case is read by the command line in a process of its own, with a time limit and a limit on memory, so that a
-crash, a hang or a bomb is seen as what it is.
+The command line reads every case in a process of its own, with limits on time and memory, so that a crash, a hang or a
+bomb shows as what it is.
 """
 
 import csv
@@ -26,12 +26,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
-from nodules import __main__, export, models, patches, paths, run, whole
+from nodules import __main__, paths
+from nodules.data import export, patches
 from nodules.errors import InputError
+from nodules.networks import bodies, network
+from nodules.tools import run
 
 SECONDS = 20  # that a case may take
 MEMORY = 1_500_000_000  # bytes that it may take beyond what the process has
-WRONG = 77  # exit code of a child that read other content than the file holds
+WRONG = 77  # exit code of a child that read something else than the file contains
 TINY = "test_resnet"  # the smallest network of timm
 EXTREME = [bytes(8), b"\xff" * 8, b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x01" * 4, b"0" * 8]
 
@@ -40,8 +43,8 @@ def limit():
     """End this process when it takes too long or, on Linux, too much memory."""
     signal.alarm(SECONDS)
     if sys.platform == "linux":
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
 def told(job, log):
@@ -138,8 +141,8 @@ SOURCES = {  # name: (cases, how the folder is filled, which file is damaged, wh
 }
 
 
-def held(path, found):
-    """What another reading says that the file holds: the whole of npz is checksummed, nothing else is."""
+def content_of(path):
+    """What the file contains according to another reader; an npz is checksummed as a whole, nothing else is."""
     if path.suffix == ".npz":
         return columns()
     if path.suffix == ".h5":
@@ -159,29 +162,29 @@ def held(path, found):
     return {"images": pages, "malignant": [float(row["malignancy"]) for row in rows]}
 
 
-def compare(found, split, folder):
-    """Take the place of the export: is what was read what the file holds?"""
-    expected = held(paths.resolve(found_in), found)
+def compare(ct, split, folder):
+    """Take the place of the export: is what was read what the file contains?"""
+    expected = content_of(paths.resolve(damaged_source))
     for key in expected.keys() & {"images", "malignant", "patient", "diameter_mm"}:
-        values = found.images if key == "images" else found.table[key].to_numpy() if key in found.table else None
+        values = ct.images if key == "images" else ct.table[key].to_numpy() if key in ct.table else None
         if values is not None and not np.array_equal(values, np.asarray(expected[key]).reshape(values.shape)):
             os._exit(WRONG)
     return folder
 
 
-found_in = ""
+damaged_source = ""
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_damaged_data_file_is_read_as_it_is_or_refused_in_one_line(tmp_path, monkeypatch, name):
-    global found_in
+    global damaged_source
     cases, write, file, source = SOURCES[name]
     arrays = columns()
     write(tmp_path, arrays)
     malignant = int(arrays["malignant"].sum())
     monkeypatch.setattr(patches, "KAGGLE_COUNTS", {"patches": 40, "malignant": malignant, "benign": 40 - malignant})
     monkeypatch.setattr(export, "to_folders", compare)
-    found_in = str(tmp_path / source)
+    damaged_source = str(tmp_path / source)
     options = ("export", tmp_path / "out", "--data", tmp_path / source)
     intact = (tmp_path / file).read_bytes()
     assert check(command(*options), tmp_path / "log") == 0
@@ -214,7 +217,7 @@ def test_a_damaged_profile_is_used_as_it_is_or_refused_in_one_line(tmp_path, mon
 @pytest.mark.parametrize("name", ["weights", "head"])
 def test_damaged_weights_are_taken_as_they_are_or_refused_in_one_line(tmp_path, monkeypatch, name):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    intact = models.body(TINY, "random", seed=3)
+    intact = bodies.build(bodies.Spec(TINY, "random"), seed=3)
     head = {"3.weight": torch.ones(2, 3)}
     path = tmp_path / "weights" / f"{TINY}.safetensors"
     path.parent.mkdir()
@@ -223,8 +226,8 @@ def test_damaged_weights_are_taken_as_they_are_or_refused_in_one_line(tmp_path, 
     def job():
         try:
             if name == "weights":
-                return int(not models.body(TINY, "imagenet").weights.sha256)
-            whole.restore({"architecture": TINY, "weights": "random", "size": 64, "pool": "all"}, "HU", path)
+                return int(not bodies.build(bodies.Spec(TINY, "imagenet")).weights.sha256)
+            network.restore(bodies.Spec(TINY, "random"), "HU", path)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -402,9 +405,9 @@ def test_whatever_arrays_a_file_holds_it_is_read_or_refused(tmp_path, arrays, va
     good = columns(4) | {"malignant": np.array([0, 1, 0, 1])}
     np.savez(tmp_path / "own.npz", **(arrays | {key: good[key] for key in valid}))
     try:
-        found = patches.read(str(tmp_path / "own.npz"))
+        ct = patches.read(str(tmp_path / "own.npz"))
     except InputError as error:
         assert "\n" not in str(error) and "own.npz" in str(error)
     else:
-        assert len(found) == len(found.table) and set(found.table["malignant"]) == {0, 1}
-        assert found.table["id"].is_unique and json.dumps(found.card.sha256)
+        assert len(ct) == len(ct.table) and set(ct.table["malignant"]) == {0, 1}
+        assert ct.table["id"].is_unique and json.dumps(ct.card.sha256)

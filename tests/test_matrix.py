@@ -8,7 +8,9 @@ import nbformat
 import numpy as np
 import pytest
 
-from nodules import paths, report, run
+from nodules import paths
+from nodules.report.page import page
+from nodules.tools import run
 
 SMALL = {
     "architectures": ["test_resnet"],  # the smallest network of timm
@@ -150,7 +152,7 @@ def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name):
     write(data, make())
     for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         execute(notebook, SMALL | MORE.get(name, {}) | {"data": str(data), "run_dir": str(tmp_path / "run")})
-    page = report.build(tmp_path / "run", tmp_path / "figures").read_text()
+    page = page.build(tmp_path / "run", tmp_path / "figures").read_text()
     content = json.loads((tmp_path / "figures" / "results.json").read_text())
     said = {one["what"] for one in content["left_out"]}
     assert said - CHANCE == expected | ALWAYS

@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 import soak
-from nodules import paths, report, run
+from nodules import paths
 from nodules.paths import ROOT
+from nodules.tools import run
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 MOST_LINES = 20
@@ -86,8 +87,8 @@ def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
     assert {row["notebook"] for row in content["rows"]} <= {path.stem for path in NOTEBOOKS}
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64") == len(list(folder.glob("*.png")))
-    for number in sorted(set(report.FIGURES) - {5, 6, 7}):  # of networks that this profile leaves out
-        assert (folder / f"fig{number:02d}.png").exists() and report.FIGURES[number] in page
+    for number in sorted(set(page.FIGURES) - {5, 6, 7}):  # of networks that this profile leaves out
+        assert (folder / f"fig{number:02d}.png").exists() and page.FIGURES[number] in page
     for about in map(json.loads, (path.read_text() for path in folder.glob("*.json") if path.stem != "results")):
         assert "simulation" in about["source"]
 

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from nodules import alone, paths, run
+from nodules import paths
+from nodules.tools import alone, run
 
 
 @pytest.fixture
@@ -48,11 +49,11 @@ def test_make_runs_without_locks_and_says_so(tmp_path, no_locks, monkeypatch, ca
     assert became == [("true", ("true", "1"))] and "can't be locked (No locks available)" in capsys.readouterr().err
 
 
-def test_a_link_that_leads_nowhere_is_named(tmp_path):
+def test_a_broken_link_is_named(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
-    command = [sys.executable, paths.ROOT / "src" / "nodules" / "alone.py", "runs/.x.lock", "true"]
+    command = [sys.executable, paths.ROOT / "src" / "nodules" / "tools" / "alone.py", "runs/.x.lock", "true"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: runs: can't be written to (a link that leads")
+    assert done.returncode == 1 and done.stderr.startswith("error: runs: can't be written to (a broken link)")
     assert done.stderr.count("\n") == 1
 
 

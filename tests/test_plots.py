@@ -1,9 +1,11 @@
+"""What every kind of figure shows."""
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from nodules import baselines, plots, results
+from nodules import plots
 from nodules.errors import InputError
 
 CLASSES = ["benign", "malignant"] * 6
@@ -111,33 +113,6 @@ def test_interval_bars_end_at_low_and_high():
     axis = plots.intervals(table, "AUC", 0.5, "h").axes[0]
     ends = axis.containers[0].lines[2][0].get_segments()
     assert np.allclose([[s[0][0], s[1][0]] for s in ends], table[["low", "high"]])
-
-
-def test_baselines_find_what_is_there_and_only_that():
-    rng = np.random.default_rng(0)
-    y = np.arange(400) % 2
-    split = pd.DataFrame({"malignant": y, "split": np.where(np.arange(400) < 300, "train", "test")})
-    split["patient"] = np.arange(400) // 2 * 2 + y
-    table = pd.DataFrame({"id": np.arange(400), "diameter_mm": 10 + 5 * y + rng.normal(0, 3, 400)})
-    images = rng.normal(-800, 100, (400, 64, 64))
-    said = baselines.predictions(table, split, images)
-    assert said["id"].tolist() == list(range(300, 400)) and said.drop(columns="id").stack().between(0, 1).all()
-    scores = baselines.table(table, split, images, 0)
-    assert list(scores) == ["prevalence", "mean intensity", "diameter"]
-    assert scores["prevalence"]["auc"] == 0.5 and scores["prevalence"]["accuracy"] == 0.5
-    assert scores["diameter"]["auc"] > 0.8 and scores["diameter"]["auc_low"] > 0.7
-    assert 0.3 < scores["mean intensity"]["auc"] < 0.7
-    forest = results.forest({name: {"test": row} for name, row in scores.items()}, "auc")
-    assert list(forest["name"]) == list(scores) and (forest["low"] <= forest["high"]).all()
-
-
-def test_gradients_are_the_same_for_turned_brightness_and_differ_between_shapes():
-    edge = np.zeros((64, 64))
-    edge[:, 32:] = 400
-    bright, flat, turned = edge - 300, np.zeros((64, 64)), edge.T
-    features = baselines.gradients(np.stack([edge, bright, flat, turned])).to_numpy()
-    assert features.shape == (4, 1764) and np.allclose(features[0], features[1])
-    assert not features[2].any() and np.abs(features[0] - features[3]).max() > 0.1
 
 
 def test_phases_have_a_panel_an_arm_and_valid_as_points():

@@ -1,6 +1,6 @@
 """The command line: ``python -m nodules run | report | export | bench | messages``.
 
-Bad input ends with one line and code 2.
+Bad input ends with one line and exit code 2.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from nodules.errors import InputError, NotebookFailed
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from nodules import run
+    from nodules.tools import run
 
     profile = run.read_profile(arguments.profile) if arguments.profile else {}
     chosen = run.merge(arguments.notebook, profile, arguments.parameter)
@@ -21,46 +21,46 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from nodules import report
+    from nodules.report import page
 
-    print(report.build(arguments.run_dir, arguments.folder, arguments.readme))
+    print(page.build(arguments.run_dir, arguments.folder, arguments.readme))
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from nodules import export, patches, split
+    from nodules.data import export, patches, split
 
-    found = patches.read(arguments.data)
-    print(export.to_folders(found, split.assign(found.table, arguments.split, arguments.seed), arguments.folder))
+    held = patches.read(arguments.data)
+    print(export.to_folders(held, split.assign(held.table, arguments.split, arguments.seed), arguments.folder))
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from nodules import bench
+    from nodules.tools import bench
 
     bench.main()
 
 
 def _messages(arguments: argparse.Namespace) -> None:
-    from nodules import messages
+    from nodules.tools import messages
 
     print(messages.write())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nodules", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m nodules", description=__doc__.replace("`", ""))
     commands = parser.add_subparsers(required=True)
 
     run = commands.add_parser("run", help="execute a notebook")
     run.add_argument("notebook", type=Path)
-    run.add_argument("output", type=Path, help="where the executed copy goes")
+    run.add_argument("output", type=Path, help="path of the executed copy")
     run.add_argument("--profile", type=Path, help="a YAML file of parameters, such as params/demo.yaml")
-    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
-    run.add_argument("--cell-timeout-s", type=int, help="seconds that a cell may take (3600)")
+    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
+    run.add_argument("--cell-timeout-s", type=int, help="seconds a cell may take (3600)")
     run.set_defaults(do=_run)
 
     report = commands.add_parser("report", help="draw a run's figures and write results.json and report.html")
     report.add_argument("run_dir", type=Path)
     report.add_argument("folder", type=Path)
-    report.add_argument("--readme", type=Path, help="a README whose result table is to be renewed")
+    report.add_argument("--readme", type=Path, help="a README whose table of results to update")
     report.set_defaults(do=_report)
 
     export = commands.add_parser("export", help="write train|valid|test/malignant|benign/*.png")
@@ -70,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, default=0)
     export.set_defaults(do=_export)
 
-    commands.add_parser("bench", help="print a table of measured ratios").set_defaults(do=_bench)
-    commands.add_parser("messages", help="write docs/errors.md from where errors are raised").set_defaults(do=_messages)
+    commands.add_parser("bench", help="measure speed and memory").set_defaults(do=_bench)
+    commands.add_parser("messages", help="write docs/errors.md").set_defaults(do=_messages)
     return parser
 
 
 def main() -> int:
-    """Run the command; 0 well, 1 a notebook failed, 2 bad input, 130 interrupted."""
+    """Run the command; return 0 for success, 1 for a failed notebook, 2 for bad input, 130 when interrupted."""
     arguments = _parser().parse_args()
-    # Progress bars, those of kernels too, write a line every ten seconds instead of ten a second
+    # Progress bars, those of kernels too, are updated every ten seconds, not ten times a second
     os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         arguments.do(arguments)

@@ -1,23 +1,28 @@
-"""What a user can do wrong, said in one line."""
+"""Errors that a user can cause, each reported in one line."""
 
 SEEDS = 2**32 - 1  # the largest seed that all libraries take
 
 
 class InputError(ValueError):
-    """Input that cannot be used. The message is one line: which file or name, what is wrong, what to do."""
+    """Unusable input. The message is one line: which file or name, what is wrong, what to do."""
 
 
 class NotebookFailed(RuntimeError):
-    """A cell raised, timed out, or lost its kernel. The message names the cell and ends with the error."""
+    """A cell raised an error, timed out or lost its kernel. The message shows the cell and the end of the error."""
 
 
 def within(least: float, most: float, **named: float | list) -> None:
-    """Refuse a number, or any of a list, that is not in ``least`` to ``most``, and an empty list, under its name.
+    """Check that each named number, or every number of a named list, lies between ``least`` and ``most``.
 
     Raises:
-        InputError: there is such a number.
+        InputError: a number is out of range, or a list is empty.
     """
     for name, value in named.items():
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(least <= number <= most for number in numbers):
             raise InputError(f"{name}={value}: out of range; take from {least} to {most}")
+
+
+def in_brief(error: Exception) -> str:
+    """An error's own text on one line, at most 200 characters, to be quoted in a message."""
+    return " ".join(str(error).split())[:200]

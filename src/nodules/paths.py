@@ -14,7 +14,6 @@ from nodules.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
-CACHE = ROOT / ".cache"
 PARTIAL = ".partial-"  # how the name of a file begins while it is being written
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
@@ -22,6 +21,12 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 def resolve(path: str | Path) -> Path:
     """A path as a user gives it: absolute, or relative to the project's root wherever the caller stands."""
     return (ROOT / Path(path).expanduser()).resolve()
+
+
+def cache() -> Path:
+    """The folder for what takes long to make: ``.cache``, or the one that the variable ``NODULES_CACHE`` names."""
+    named = os.environ.get("NODULES_CACHE")
+    return resolve(named) if named else ROOT / ".cache"
 
 
 def sha256(path: Path) -> str:

@@ -291,9 +291,9 @@ def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: l
     axis.set_title("patch\n1 × 64 × 64", fontsize=10)
     axis.set_axis_off()
     for column, (stage, shown) in enumerate(zip(stages.itertuples(), maps, strict=False), 1):
-        for row, one in enumerate(shown):
+        for row, feature_map in enumerate(shown):
             axis = figure.add_subplot(grid[row, column])
-            axis.imshow(one, cmap="viridis", interpolation="nearest")
+            axis.imshow(feature_map, cmap="viridis", interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 shape = f"{stage.channels:g} × {stage.side:g} × {stage.side:g}"
@@ -386,11 +386,11 @@ def cases(
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for i, (image, one, title) in enumerate(zip(images, maps, titles, strict=True)):
+    for i, (image, evidence, title) in enumerate(zip(images, maps, titles, strict=True)):
         left, right = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         for axis in (left, right):
             axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
-        shown = right.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * one)
+        shown = right.imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
         left.set_title(title, fontsize=8, loc="left")
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.015)
     bar.set_label("evidence for malignant, of the highest", fontsize=9)
@@ -424,11 +424,11 @@ def gallery(
     for name, line, shown in zip(rows, axes, maps, strict=True):
         line[0].imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
         line[0].set_ylabel(name, fontsize=9)
-        for i, (axis, one) in enumerate(zip(line[1:], shown, strict=True)):
+        for i, (axis, evidence) in enumerate(zip(line[1:], shown, strict=True)):
             if i % 2:
                 axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
-            alpha = LAID_OVER * one if i % 2 else 1
-            axis.imshow(one, vmin=0, vmax=1, cmap="viridis", alpha=alpha, interpolation="nearest")
+            alpha = LAID_OVER * evidence if i % 2 else 1
+            axis.imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=alpha, interpolation="nearest")
         for axis in line:
             axis.set(xticks=[], yticks=[])
             if mask.any():

@@ -1,0 +1,1 @@
+"""From a source to one table of patches: read, verified, split, transformed."""

@@ -1,0 +1,188 @@
+"""Which patches train, select and test: seeded, stratified 80/10/10 splits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from nodules.data.patches import Patches
+from nodules.errors import SEEDS, InputError, within
+
+KINDS = ("auto", "patient", "random")
+SPLITS = ("train", "valid", "test")
+FOLDS = 10  # one fold is tested, one selects, eight train; small sets are cut into fewer
+FEWEST = 3  # folds
+LEAST = 20  # patches of a set
+LARGEST = 2  # times its fair share that a fold may hold, to be tested or to select
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the patches, such as those on one side of a split."""
+
+    source: np.ndarray  # (M, 64, 64), pixel values of all patches, shared by all parts
+    y: np.ndarray  # (N,), 1 malignant, 0 benign
+    rows: np.ndarray  # (N,), the places of this part's patches in it
+    table: pd.DataFrame  # N rows, indexed by those places
+    units: np.ndarray  # (N,), what is independent, and so resampled: the patient, or the patch where none is known
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def images(self) -> np.ndarray:
+        """Pixel values, (N, 64, 64), copied from the source each time."""
+        return self.source[self.rows]
+
+    def take(self, positions: np.ndarray) -> "Part":
+        """Those at some positions within this part, (M,), in that order."""
+        return Part(
+            self.source,
+            self.y[positions],
+            self.rows[positions],
+            self.table.iloc[positions],
+            self.units[positions],
+        )
+
+
+class Parts(NamedTuple):
+    """The three sides of a split."""
+
+    train: Part
+    valid: Part
+    test: Part
+
+
+def whole(patches: Patches) -> Part:
+    """All patches as one part."""
+    y = patches.table["malignant"].to_numpy()
+    return Part(patches.images, y, np.arange(len(y)), patches.table, patches.units)
+
+
+def divide(part: Part, sides: np.ndarray) -> Parts:
+    """Divide a part by the side of each of its patches, (N,): ``train``, ``valid`` or ``test``."""
+    return Parts(*(part.take(np.flatnonzero(sides == side)) for side in SPLITS))
+
+
+def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFrame:
+    """Assign each patch to train, valid or test.
+
+    Args:
+        table: one row per patch with ``id``, ``malignant`` and, where the source knows them, ``patient``.
+        kind: ``random`` shuffles patches, as the 2019 report did; ``patient`` keeps all patches of a patient
+            on one side; ``auto`` takes ``patient`` where patients are known, else ``random``.
+        seed: of the shuffle.
+
+    Returns:
+        The columns ``id, patient, malignant, split, split_kind``, in the order of ``table``.
+
+    Raises:
+        InputError: unknown kind, a seed out of range, a patient split without patients, or too few patches or patients
+            of a class to have both on all sides.
+    """
+    within(0, SEEDS, seed=seed)
+    if kind not in KINDS:
+        raise InputError(f"split={kind!r}: no such split; take one of {', '.join(KINDS)}")
+    has_patients = "patient" in table
+    if kind == "auto":
+        kind = "patient" if has_patients else "random"
+    if kind == "patient" and not has_patients:
+        raise InputError("split='patient': this source has no patients; take split='random'")
+
+    if len(table) < LEAST:
+        raise InputError(f"split={kind!r}: {len(table)} patches are too few; bring {LEAST} or more")
+
+    units = table["patient" if kind == "patient" else "id"].to_numpy()
+    names = next(_tried(table["malignant"].to_numpy(), units, seed), None)
+    if names is None:
+        fewest = distinct(table["malignant"], units)
+        raise InputError(
+            f"split={kind!r}: no split has both classes on all sides, since a class has only {fewest} "
+            f"{'patients' if kind == 'patient' else 'patches'} or one brings most of it; bring more"
+        )
+    out = table.reindex(columns=["id", "patient", "malignant"]).assign(split=names, split_kind=kind)
+    if kind == "patient":
+        assert out.groupby("patient")["split"].nunique().max() == 1, "a patient stands on two sides"
+    return out.reset_index(drop=True)
+
+
+def distinct(y: np.ndarray | pd.Series, units: np.ndarray) -> int:
+    """How many units (patients, clusters, patches), (N,), the class that has fewest of them has, by labels (N,)."""
+    return int(pd.Series(units).groupby(np.asarray(y)).nunique().min())
+
+
+def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """The rows of each of ``count`` folds, stratified by label, all patches of a unit in one fold.
+
+    Args:
+        y: labels, (N,).
+        units: what is kept together, (N,): patients, clusters, or patches.
+        count: how many folds.
+        seed: of the shuffle.
+    """
+    alone = len(np.unique(units)) == len(units)
+    kfold, groups = (StratifiedKFold, None) if alone else (StratifiedGroupKFold, units)
+    return [rows for _, rows in kfold(count, shuffle=True, random_state=seed).split(y, y, groups)]
+
+
+def _tried(y: np.ndarray, units: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Splits with both classes on all sides, those in more folds first.
+
+    Where a unit brings most of the patches, its fold is neither tested nor selects.
+    """
+    for count in range(min(FOLDS, distinct(y, units)), FEWEST - 1, -1):
+        fit = [
+            fold
+            for fold in folds(y, units, count, seed)
+            if len(set(y[fold])) == 2 and len(fold) <= LARGEST * len(y) / count
+        ]
+        if len(fit) < 2:
+            continue
+        names = np.full(len(y), "train", dtype=object)
+        names[fit[0]], names[fit[1]] = "test", "valid"
+        if len(set(y[names == "train"])) == 2:
+            yield names
+
+
+def dealt(parts: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """A random split that matches another: the patches of each class change places, so that all counts stay.
+
+    Args:
+        parts: ``train``, ``valid`` or ``test`` of each patch, (N,).
+        y: labels, (N,).
+        seed: of the shuffle.
+    """
+    rng, out = np.random.default_rng(seed), parts.copy()
+    for label in np.unique(y):
+        out[y == label] = rng.permutation(parts[y == label])
+    return out
+
+
+def counts(assigned: pd.DataFrame) -> pd.DataFrame:
+    """Patches, malignant patches, their share, and patients (NaN where unknown) of each split."""
+    grouped = assigned.groupby("split", sort=False)
+    out = pd.DataFrame(
+        {
+            "patches": grouped.size(),
+            "malignant": grouped["malignant"].sum(),
+            "prevalence": grouped["malignant"].mean(),
+            "patients": grouped["patient"].nunique().where(grouped["patient"].count() > 0),
+        }
+    )
+    return out.reindex(SPLITS)
+
+
+def by_class(assigned: pd.DataFrame) -> pd.DataFrame:
+    """Patches of each split and class: ``split, class, patches``, for :func:`nodules.plots.class_counts`."""
+    table = pd.crosstab(assigned["split"], assigned["malignant"]).reindex(SPLITS)
+    table = table.rename(columns={0: "benign", 1: "malignant"}).rename_axis(columns="class")
+    return table.stack().reset_index(name="patches")
+
+
+def by_patient(assigned: pd.DataFrame) -> pd.DataFrame:
+    """Patches of each patient: ``split, patient, patches``, for :func:`nodules.plots.patients_per_split`."""
+    table = assigned.groupby(["split", "patient"]).size().rename("patches")
+    return table.reindex(SPLITS, level="split").reset_index()

@@ -1,0 +1,156 @@
+"""From a probability to a decision: calibration, thresholds, benefit, sets, and when to say nothing.
+
+Whatever is fitted or chosen here is so on validation patches; test patches are only measured.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from sklearn.metrics import roc_curve
+
+from nodules.evaluation import metrics
+
+RATES = (0.9, 0.95)  # sensitivities and specificities that screening and referral ask for
+ALPHA = 0.1  # how often a conformal set may miss the truth
+THRESHOLDS = np.linspace(0.05, 0.8, 31)  # of the decision curve
+KEPT = np.linspace(0.2, 1.0, 17)  # share of patches on which a cautious model speaks
+SMALLEST = np.finfo(np.float32).eps  # of a probability, as log-loss clips it
+
+
+def tempered(p: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities whose logits are divided by ``temperature``: above 1 less sure, the order unchanged."""
+    return expit(logit(np.clip(p, SMALLEST, 1 - SMALLEST)) / temperature)
+
+
+def temperature(y: np.ndarray, p: np.ndarray) -> float:
+    """The temperature with the lowest log-loss (Guo et al. 2017, arXiv 1706.04599), between 0.05 and 20."""
+
+    def loss(log_t: float) -> float:
+        return float(metrics.log_loss(y, tempered(p, np.exp(log_t)), np.ones((1, len(y))))[0])
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, bins: int = 8) -> pd.DataFrame:
+    """Share of malignant patches against the probability said, in bins of equally many patches.
+
+    Returns:
+        ``x`` (mean probability), ``value`` (share of malignant patches), ``low``, ``high``, ``patches``, a row a bin.
+    """
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
+    member = np.searchsorted(edges, p, side="right")[:, None] == np.arange(len(edges) + 1)
+    member = member[:, member.any(axis=0)].astype(float)
+    table = metrics.shares(y[:, None] * member, member, units, seed)
+    return table.assign(x=(p @ member) / member.sum(axis=0), patches=member.sum(axis=0).astype(int))
+
+
+def threshold(y: np.ndarray, p: np.ndarray, rate: str, at_least: float) -> float:
+    """Where to call malignant from, so that ``rate`` (``sensitivity`` or ``specificity``) is ``at_least`` so high here.
+
+    Of all such thresholds the one that costs least of the other rate.
+    """
+    if rate == "sensitivity":
+        return float(np.quantile(p[y == 1], 1 - at_least, method="lower"))
+    return float(np.nextafter(np.quantile(p[y == 0], at_least, method="higher"), np.inf))
+
+
+def youden(y: np.ndarray, p: np.ndarray) -> float:
+    """The threshold with the highest sensitivity + specificity (Youden 1950); halfway to the next lower score."""
+    false, true, thresholds = roc_curve(y, p, drop_intermediate=False)
+    best = 1 + int(np.argmax((true - false)[1:]))  # the first threshold is infinite
+    below = p[p < thresholds[best]]
+    return float((thresholds[best] + below.max()) / 2) if len(below) else float(thresholds[best])
+
+
+def operating_points(
+    valid: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], units: np.ndarray, seed: int
+) -> pd.DataFrame:
+    """Sensitivity and specificity on test at thresholds that reach ``RATES`` on valid.
+
+    Args:
+        valid: labels and probabilities, (N,) each.
+        test: likewise.
+        units: what is resampled, such as the patient of each test patch, (N,).
+        seed: of the bootstrap.
+
+    Returns:
+        ``name`` (what was aimed at on valid), ``threshold``, ``part`` (the rate measured), ``value, low, high``.
+    """
+    y, p = test
+    truth = np.column_stack([y == 1, y == 0]).astype(float)
+    rows = []
+    for rate in ("specificity", "sensitivity"):
+        for wanted in RATES:
+            line = threshold(*valid, rate, wanted)
+            right = truth * np.column_stack([p >= line, p < line])
+            rates = metrics.shares(right, truth, units, seed)
+            about = {"name": f"{rate} {wanted:.0%} on valid", "threshold": line, "part": ["sensitivity", "specificity"]}
+            rows.append(rates.assign(**about))
+    return pd.concat(rows, ignore_index=True)
+
+
+def net_benefit(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
+    """Decision curve (Vickers & Elkin 2006, https://doi.org/10.1177/0272989X06295361): ``x, value, low, high``.
+
+    ``x`` is the probability from which on one would rather follow a nodule up; a needless follow-up costs x / (1 - x)
+    of what a cancer found is worth. The benefit is in cancers found, net, for each patch seen.
+    """
+    called = p[:, None] >= THRESHOLDS
+    gain = called * np.where(y[:, None] == 1, 1, -THRESHOLDS / (1 - THRESHOLDS))
+    return metrics.shares(gain, np.ones_like(gain), units, seed).assign(x=THRESHOLDS)
+
+
+def conformal(valid: tuple[np.ndarray, np.ndarray], p: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+    """Split-conformal sets (Vovk et al. 2005; Angelopoulos & Bates 2021, arXiv 2107.07511): which classes may be.
+
+    Args:
+        valid: labels and probabilities, (M,) each, that set how unusual a class may look.
+        p: probabilities of the patches to judge, (N,).
+        alpha: how often a set may miss the truth, if valid patches and these are drawn alike.
+
+    Returns:
+        (N, 2) bool: whether ``benign`` and ``malignant`` are in the set; both, one or none.
+    """
+    y, seen = valid
+    strange = np.where(y == 1, 1 - seen, seen)
+    level = np.ceil((len(y) + 1) * (1 - alpha)) / len(y)
+    line = np.quantile(strange, level, method="higher") if level <= 1 else np.inf
+    return np.column_stack([p, 1 - p]) <= line
+
+
+def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
+    """How often conformal sets hold the truth, over all and by class, and how many classes they name.
+
+    Returns:
+        ``name, value, low, high``: shares of the patches (of that class).
+    """
+    counted = np.column_stack([np.ones(len(y)), y == 0, y == 1, np.ones((len(y), 3))])
+    named = sets.sum(axis=1)
+    held = sets[np.arange(len(y)), y]
+    hits = counted * np.column_stack([held, held, held, named == 1, named == 2, named == 0])
+    names = ["truth in the set", "truth in the set, benign", "truth in the set, malignant"]
+    names += ["one class named", "both named: no opinion", "none named: unlike any"]
+    return metrics.shares(hits, counted, units, seed).assign(name=names)
+
+
+def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
+    """Accuracy where the model is surest: ``x`` (share of patches it speaks on), ``value, low, high``."""
+    sure = np.abs(p - 0.5)
+    kept = (sure[:, None] >= np.quantile(sure, 1 - KEPT)).astype(float)
+    right = ((p >= 0.5) == (y == 1))[:, None]
+    return metrics.shares(right * kept, kept, units, seed).assign(x=KEPT)
+
+
+def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
+    """The row with the fewest ``parameters`` of those whose ``valid AUC`` is within one standard error of the best.
+
+    The one-standard-error rule of Breiman et al. 1984; the error is a quarter of the 95% interval of the best.
+    """
+    best = table.loc[table["valid AUC"].idxmax()]
+    error = (best["valid AUC high"] - best["valid AUC low"]) / 4
+    fit = table[table["valid AUC"] >= best["valid AUC"] - error]
+    chosen = fit.sort_values(["parameters", "valid AUC"], ascending=[True, False]).iloc[0]
+    return chosen.drop([name for name in chosen.index if name.startswith("test")]).to_dict()

@@ -1,0 +1,283 @@
+"""Arrays to numbers, each with its interval: the one scorer that every result passes through."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from scipy.stats import t as student
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+RESAMPLES = 1000
+GRID = np.linspace(0, 1, 101)  # where curves are read
+BINS = 10  # of probability, equally wide, in the calibration error
+
+
+def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: the weighted share of (malignant, benign) pairs ranked rightly, ties counting half.
+
+    The same as scikit-learn's ``roc_auc_score`` with sample weights, for many sets of weights at once.
+
+    Args:
+        y: labels in {0, 1}, shape (N,).
+        p: scores, shape (N,).
+        weights: shape (R, N).
+
+    Returns:
+        Shape (R,); NaN where the weights leave only one class.
+    """
+    order = np.argsort(p, kind="stable")
+    starts = np.flatnonzero(np.diff(p[order], prepend=-np.inf))
+    malignant = np.add.reduceat((weights * y)[:, order], starts, axis=1)
+    benign = np.add.reduceat((weights * (1 - y))[:, order], starts, axis=1)
+    below = benign.cumsum(axis=1) - benign / 2
+    pairs = malignant.sum(axis=1) * benign.sum(axis=1)
+    return (malignant * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def accuracy(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of patches on the right side of probability 0.5; shapes as for :func:`auc`."""
+    return weights @ ((p >= 0.5) == (y == 1)) / weights.sum(axis=1)
+
+
+def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean negative log-likelihood in nats, of probabilities clipped as float32 can hold them; shapes as above."""
+    smallest = np.finfo(np.float32).eps
+    likelihood = np.clip(np.where(y == 1, p, 1 - p), smallest, 1)
+    return weights @ -np.log(likelihood) / weights.sum(axis=1)
+
+
+def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean squared distance of the probability from the label (Brier 1950); shapes as above."""
+    return weights @ (p - y) ** 2 / weights.sum(axis=1)
+
+
+def ece(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error: how far the share of malignant patches is from the probability said, over bins.
+
+    Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602. Above 0 also for a perfect model, since bins are small,
+    and its interval leans upwards: compare it between models of the same patches. Shapes as above.
+    """
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
+    return np.abs((weights * (y - p)) @ bins).sum(axis=1) / weights.sum(axis=1)
+
+
+METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier, "ece": ece}
+
+
+def bootstrap_weights(units: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each patch stands in each of ``resamples`` samples of whole units (patients), shape (R, N).
+
+    Patches of one patient are alike, so the patient is what is drawn with replacement (cluster bootstrap,
+    Field & Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``units`` has one label a patch, (N,).
+    """
+    names, members = np.unique(units, return_inverse=True)
+    even = np.full(len(names), 1 / len(names))
+    return np.random.default_rng(seed).multinomial(len(names), even, size=resamples)[:, members].astype(float)
+
+
+def _resampled(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+    """Labels, scores (S, N), and weights (1 + R, N): the sample itself, then its resamples."""
+    y, p = np.asarray(y), np.atleast_2d(np.asarray(p, dtype=float))
+    weights = bootstrap_weights(units, seed)
+    return y, p, np.vstack([np.ones(len(y)), weights])
+
+
+def score(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """All of ``METRICS``, each with a 95% percentile bootstrap interval.
+
+    Args:
+        y: labels in {0, 1}, shape (N,), both present.
+        p: predicted probability of malignancy, shape (N,); or (S, N) of S trainings, whose mean score is given.
+        units: what is resampled, of each patch, shape (N,): the patient, or where unknown the patch.
+        seed: of the bootstrap.
+
+    Returns:
+        ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
+    """
+    return over_folds(y, p, np.zeros(len(y)), units, seed)
+
+
+def over_folds(y: np.ndarray, p: np.ndarray, fold: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """As :func:`score`, of cross-validation: each metric is taken in each fold (N,) and averaged over folds.
+
+    Scores of different folds come from different trainings, so they are not ranked against each other. A fold of one
+    class is left out.
+    """
+    y, p, weights = _resampled(y, p, units, seed)
+    both = [rows for name in np.unique(fold) if len(np.unique(y[rows := fold == name])) == 2]
+    members = both or [np.ones(len(y), dtype=bool)]
+    out: dict[str, float] = {"n": len(y)}
+    for name, metric in METRICS.items():
+        with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval leaves out
+            every = [metric(y[rows], scores[rows], weights[:, rows]) for scores in p for rows in members]
+        ends = interval(np.mean(every, axis=0))
+        out |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+    return out
+
+
+def interval(draws: np.ndarray) -> dict[str, float]:
+    """``value, low, high`` (95%, percentiles) of a value and its resamples, (1 + R,)."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return {"value": float(draws[0]), "low": float(low), "high": float(high)}
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Twice the share of resamples on the other side of zero, at least 1 / resamples; of (1 + R,) as above."""
+    tail = min(np.nanmean(differences[1:] <= 0), np.nanmean(differences[1:] >= 0))
+    return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
+
+
+def paired(
+    y: np.ndarray, p: np.ndarray, q: np.ndarray, units: np.ndarray, metric: str = "auc", seed: int = 0
+) -> dict[str, float]:
+    """How much better ``p`` is than ``q`` on the same patches: paired bootstrap, arguments as for :func:`score`.
+
+    Returns:
+        ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided).
+    """
+    y, p, weights = _resampled(y, p, units, seed)
+    means = [np.mean([METRICS[metric](y, s, weights) for s in model], axis=0) for model in (p, np.atleast_2d(q))]
+    return interval(means[0] - means[1]) | {"p_value": p_value(means[0] - means[1])}
+
+
+def pairwise(y: np.ndarray, scores: dict[str, np.ndarray], units: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Every two models on the same patches, a row a pair: is ``name`` better than ``other``?
+
+    Args:
+        y: labels in {0, 1}, (N,).
+        scores: probabilities of each model, (N,).
+        units: what is resampled, such as the patient of each patch, (N,).
+        seed: of the bootstrap.
+
+    Returns:
+        ``name, other``; for ``auc`` and ``accuracy`` the difference with its interval (``auc, auc_low, auc_high``),
+        its p value by :func:`paired` and after :func:`holm` (``auc_p, auc_holm``); and ``mcnemar``, the exact test of
+        McNemar 1947 for accuracy, which takes patches for independent, so it is too sure where patients bring several.
+    """
+    y, every, weights = _resampled(y, np.stack(list(scores.values())), units, seed)
+    draws = {name: [METRICS[name](y, p, weights) for p in every] for name in ("auc", "accuracy")}
+    right, names = (every >= 0.5) == (y == 1), list(scores)
+    rows = []
+    for i, k in itertools.combinations(range(len(names)), 2):
+        row: dict[str, str | float] = {"name": names[i], "other": names[k]}
+        for metric, drawn in draws.items():
+            ends = interval(drawn[i] - drawn[k])
+            row |= {metric: ends["value"], f"{metric}_low": ends["low"], f"{metric}_high": ends["high"]}
+            row[f"{metric}_p"] = p_value(drawn[i] - drawn[k])
+        better, apart = int((right[i] & ~right[k]).sum()), int((right[i] != right[k]).sum())
+        rows.append(row | {"mcnemar": float(binomtest(better, apart).pvalue) if apart else 1.0})
+    table = pd.DataFrame(rows)
+    return table.assign(**{f"{metric}_holm": holm(table[f"{metric}_p"].to_numpy()) for metric in draws})
+
+
+def shares(numerator: np.ndarray, denominator: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Ratios of sums over patches, X at once, with 95% bootstrap intervals as in :func:`score`.
+
+    Args:
+        numerator: (N, X).
+        denominator: (N, X).
+        units: what is resampled, such as the patient of each patch, (N,).
+        seed: of the bootstrap.
+
+    Returns:
+        ``value, low, high``, X rows; NaN where nothing is counted.
+    """
+    weights = bootstrap_weights(units, seed)
+    above, below = (np.vstack([part.sum(axis=0), weights @ part]) for part in (numerator, denominator))
+    ratios = above / np.where(below > 0, below, np.nan)
+    ends = np.full((2, ratios.shape[1]), np.nan)
+    seen = np.isfinite(ratios[1:]).any(axis=0)
+    ends[:, seen] = np.nanpercentile(ratios[1:, seen], [2.5, 97.5], axis=0)
+    return pd.DataFrame({"value": ratios[0], "low": ends[0], "high": ends[1]})
+
+
+def mean(values: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean of (N,) values, a rate where they are 0 or 1: ``value, low, high`` by bootstrap as in :func:`score`."""
+    column = np.asarray(values, dtype=float)[:, None]
+    return shares(column, np.ones_like(column), units, seed).iloc[0].to_dict()
+
+
+def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]:
+    """Mean over repeated random splits, (R,), with the corrected 95% interval of Nadeau & Bengio 2003.
+
+    Splits of the same patches overlap, so their spread is too small; the variance is raised by the share of patches
+    tested over that trained on (https://doi.org/10.1023/A:1024068626366).
+
+    Returns:
+        ``value, low, high``.
+    """
+    r = len(differences)
+    value, spread = float(np.mean(differences)), np.std(differences, ddof=1)
+    half = float(student.ppf(0.975, r - 1) * spread * np.sqrt(1 / r + test_share / (1 - test_share)))
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Replace what was predicted of each patch by the mean over the slices of its ``nodule``.
+
+    Where ``slice_index`` is known, only the middle half of the slices counts: the outer ones graze the nodule.
+
+    Returns:
+        As many rows as given; ``drop_duplicates("nodule")`` leaves one a nodule.
+    """
+    counted = predictions
+    if "slice_index" in predictions:
+        slices = predictions.groupby("nodule")["slice_index"]
+        quarter = slices.transform("size") // 4
+        rank = slices.rank(method="first")
+        counted = predictions[(rank > quarter) & (rank <= slices.transform("size") - quarter)]
+    means = counted.groupby("nodule")[columns].mean()
+    return predictions.assign(**means.loc[predictions["nodule"]].set_index(predictions.index))
+
+
+def confusion(y: np.ndarray, called: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Counts of truth against call (0 benign, 1 malignant), and their share of the truth with 95% intervals.
+
+    Returns:
+        ``truth, called, patches, value, low, high``, four rows.
+    """
+    names, rows = ("benign", "malignant"), []
+    for truth in (0, 1):
+        members = y == truth
+        for call in (0, 1):
+            share = mean((called[members] == call).astype(float), units[members], seed)
+            patches = int((members & (called == call)).sum())
+            rows.append({"truth": names[truth], "called": names[call], "patches": patches, **share})
+    return pd.DataFrame(rows)
+
+
+def curves(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """ROC and precision-recall curves with pointwise 95% bootstrap bands.
+
+    Returns:
+        ``curve`` (``ROC`` or ``PR``), ``x`` (1 - specificity, or recall), ``value`` (sensitivity, or precision),
+        ``low``, ``high``.
+    """
+    _, p, weights = _resampled(y, p, units, seed)
+    lines = {"ROC": _roc, "PR": _precision}
+    parts = []
+    for name, line in lines.items():
+        every = np.stack([line(y, p[0], w) for w in weights if 0 < w @ y < w.sum()])
+        low, high = np.percentile(every[1:], [2.5, 97.5], axis=0)
+        parts.append(pd.DataFrame({"curve": name, "x": GRID, "value": every[0], "low": low, "high": high}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _roc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    false, true, _ = roc_curve(y, p, sample_weight=weights)
+    return np.interp(GRID, false, true)
+
+
+def _precision(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    precision, recall, _ = precision_recall_curve(y, p, sample_weight=weights)
+    return np.interp(GRID, recall[::-1], precision[::-1])
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P values corrected for making several comparisons (Holm 1979), in the order given."""
+    order = np.argsort(p_values)
+    raised = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(raised, 1)
+    return corrected

@@ -1,0 +1,95 @@
+"""Pick a patch and see what the network makes of it: a widget, and a still picture where no kernel answers."""
+
+import base64
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from nodules import plots
+from nodules.data import transforms
+from nodules.networks import maps
+from nodules.networks.network import predict
+
+DPI = 80
+SHOWN = {"both classes": [0, 1], "benign": [0], "malignant": [1]}
+
+
+def titles(table: pd.DataFrame) -> list[str]:
+    """Two lines for each patch: its ``id``; its probability ``p_tta``, and ratings and patient where they are known."""
+    lines = []
+    for row in table.to_dict("records"):
+        parts = [f"p {row['p_tta']:.2f}"]
+        parts += [f"ratings {row['ratings']}"] if "ratings" in row else []
+        parts += [row["patient"]] if isinstance(row["patient"], str) else []
+        lines.append(f"{row['id']}\n{', '.join(parts)}")
+    return lines
+
+
+class Explorer:
+    """Choose a class and a range of probabilities, then a patch; see its views, its map and its probability.
+
+    Args:
+        table: a row a patch: ``id, y, p_tta, patient``, and ``ratings`` where known.
+        images: the same patches, (N, 64, 64).
+        network: with ``taps``, as :class:`nodules.networks.network.Network`.
+        stage: whose maps Grad-CAM weighs.
+        window: pixel values shown black and white.
+
+    Where widgets can't be shown, as in an executed notebook on a web page, the patches with the highest, a middle and
+    the lowest probability stand in their place.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, images: np.ndarray, network: nn.Module, stage: int, window: list[float]
+    ) -> None:
+        order = table["p_tta"].argsort(kind="stable")[::-1]
+        self.table, self.images = table.iloc[order].reset_index(drop=True), images[order]
+        self.titles = titles(self.table)
+        self.network, self.stage, self.window = network, stage, window
+        self.kind = widgets.Dropdown(options=list(SHOWN), description="class")
+        self.range = widgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.05, description="probability")
+        self.patch = widgets.Dropdown(description="patch")
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.box = widgets.VBox([widgets.HBox([self.kind, self.range, self.patch]), self.picture])
+        self.kind.observe(self._list, "value")
+        self.range.observe(self._list, "value")
+        self.patch.observe(self._show, "value")
+        self._list()
+
+    def rows(self) -> np.ndarray:
+        """Patches of the class and range chosen, the surest malignant first."""
+        fit = self.table["y"].isin(SHOWN[self.kind.value]) & self.table["p_tta"].between(*self.range.value)
+        return np.flatnonzero(fit)
+
+    def draw(self, row: int) -> Figure:
+        """The figure of one patch."""
+        image = self.images[row : row + 1]
+        p = predict(self.network, image)[0]
+        evidence = maps.overlay(maps.grad_cam(self.network, image, self.stage), image.shape[1])[0]
+        seen = np.stack([transforms.dihedral(torch.from_numpy(image[0]), which).numpy() for which in range(len(p))])
+        truth = "malignant" if self.table["y"][row] else "benign"
+        return plots.inspection(image[0], evidence, seen, p, self.window, f"{self.titles[row]}, rated {truth}")
+
+    def still(self) -> Figure:
+        """The highest, a middle and the lowest probability, side by side."""
+        rows = np.unique(np.linspace(0, len(self.table) - 1, 3).astype(int))
+        evidence = maps.overlay(maps.grad_cam(self.network, self.images[rows], self.stage), self.images.shape[1])
+        titles = [self.titles[row] for row in rows]
+        return plots.cases(self.images[rows], evidence, titles, self.window, "Pick a patch", columns=3)
+
+    def _list(self, _: Any = None) -> None:
+        self.patch.options = [(self.table["id"][row], int(row)) for row in self.rows()]
+        self.patch.index = 0 if self.patch.options else None  # a new value calls _show
+
+    def _show(self, _: Any = None) -> None:
+        self.picture.value = b"" if self.patch.value is None else plots.png(self.draw(self.patch.value), DPI)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        """Both forms; a front end takes the best that it can show."""
+        still = base64.b64encode(plots.png(self.still(), DPI)).decode()
+        return {**self.box._repr_mimebundle_(**options), "image/png": still}

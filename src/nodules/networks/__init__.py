@@ -1,0 +1,1 @@
+"""Networks: their bodies and weights, the feature bank, heads, fine-tuning, activation maps."""

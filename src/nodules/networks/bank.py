@@ -1,0 +1,153 @@
+"""The feature bank: a frozen body's features computed once and kept, so that a head trains in seconds.
+
+fastai 0.7 had ``precompute=True``, which kept the features of the plain images and so lost augmentation. Here each
+patch is seen in several views, and a head draws one of them anew for each patch and epoch.
+"""
+
+import hashlib
+import inspect
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nodules import cache
+from nodules.data import transforms
+from nodules.errors import InputError, within
+from nodules.networks import bodies
+from nodules.networks.device import device, has_bfloat16
+
+POOLS = ("last", "all")  # stages
+VIEWS = ("none", "dihedral", "all", *transforms.AUGMENTATIONS)
+FORWARD_BATCH = 128  # images in one forward pass
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features (N, V, D) float16, read from disk as needed; view 0 is the plain patch."""
+
+    features: np.ndarray
+    key: str
+    patches_per_second: float  # as measured when the bank was made, views counted as patches
+
+    @property
+    def width(self) -> int:
+        """D, the features of one view."""
+        return self.features.shape[2]
+
+
+def check(pool: str, kind: str, k: int) -> None:
+    """Refuse an unknown pooling or kind of views, or a number of views out of range where they are drawn."""
+    if pool not in POOLS:
+        raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
+    if kind not in VIEWS:
+        raise InputError(f"views={kind!r}: no such views; take one of {', '.join(VIEWS)}")
+    if kind not in ("none", "dihedral"):
+        within(1, 1000, k=k)
+
+
+def pooled(maps: list[torch.Tensor], pool: str) -> torch.Tensor:
+    """Maximum and mean over space (fastai's concat pooling) of the last or of all stages, (N, D) float32."""
+    chosen = maps[-1:] if pool == "last" else maps
+    return torch.cat([part for m in chosen for part in (m.amax((2, 3)).float(), m.mean((2, 3), dtype=torch.float))], 1)
+
+
+def width(body: bodies.Body, pool: str) -> int:
+    """D, the features of one view."""
+    return 2 * (body.channels[-1] if pool == "last" else sum(body.channels))
+
+
+def compute(
+    body: bodies.Body, images: np.ndarray, pool: str = "all", kind: str = "none", k: int = 0, seed: int = 0
+) -> Bank:
+    """Compute or find the features of every patch in every view.
+
+    Args:
+        body: the network; is put into evaluation mode and onto the device, its weights are not changed.
+        images: (N, 64, 64), pixel values in the unit that the body was built for.
+        pool: ``last`` stage or ``all`` stages; at 64 pixels all are markedly better.
+        kind: ``none``, ``dihedral`` (the seven other symmetries of the square), or a kind of
+            :func:`nodules.data.transforms.vary`, such as ``rotate``: ``k`` views, each patch changed by amounts of its
+            own.
+        k: number of augmented views.
+        seed: of the amounts.
+
+    Raises:
+        InputError: unknown pooling or views, or k out of range where views are drawn.
+    """
+    check(pool, kind, k)
+    shape = (len(images), {"none": 1, "dihedral": 8}.get(kind, 1 + k), width(body, pool))
+
+    def make(path: Path) -> dict[str, float]:
+        # Moved here, not in _fill: what inference mode makes of the weights could not be trained any more
+        ready = body.eval().to(device(), memory_format=torch.channels_last)
+        started = time.perf_counter()
+        _fill(path, shape, ready, images, pool, kind, seed)
+        return {"patches_per_second": shape[0] * shape[1] / (time.perf_counter() - started)}
+
+    key = _key(body, images) | {"pool": pool, "views": kind, "count": shape[1], "seed": seed}
+    path, note = cache.kept(f"bank-{body.architecture}-{body.weights.name}", "npy", key, make)
+    return Bank(np.load(path, mmap_mode="r", allow_pickle=False), path.stem, note["patches_per_second"])
+
+
+@torch.inference_mode()
+def strongest(body: bodies.Body, image: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` feature maps of every stage with the highest mean, for one patch (64, 64), to look at.
+
+    Returns:
+        (stages, count, side, side), pixels of the smaller maps repeated to the side of the largest.
+    """
+    maps = body.eval()(body.prepare(torch.from_numpy(image.astype(np.float32))[None].to(body.mean.device)))
+    side = maps[0].shape[-1]
+    best = [m[0, m.mean((0, 2, 3)).topk(count).indices] for m in maps]
+    return torch.stack([F.interpolate(m[None], size=(side, side))[0] for m in best]).cpu().numpy()
+
+
+def _key(body: bodies.Body, images: np.ndarray) -> dict[str, Any]:
+    """All that features depend on but how they are pooled and which views they are of."""
+    code = "".join(inspect.getsource(module) for module in (bodies, transforms, sys.modules[__name__]))
+    return {
+        **asdict(body.weights),
+        "architecture": body.architecture,
+        "size": body.size,
+        "data": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+        "code": code,
+        "torch": torch.__version__,
+        "device": device().type,
+        "bfloat16": has_bfloat16(),
+    }
+
+
+@torch.inference_mode()
+def _fill(
+    path: Path, shape: tuple[int, int, int], body: bodies.Body, images: np.ndarray, pool: str, kind: str, seed: int
+) -> None:
+    """Write the features batch by batch, so that memory does not grow with the number of patches."""
+    low, high = body.weights.window
+    count, views_of_each, width_of_each = shape
+    # One for each view, drawn from in the order of the patches: turns do not depend on the size of a batch
+    draws = [np.random.default_rng([seed, view]) for view in range(views_of_each)]
+    bar = tqdm(total=count * views_of_each, desc=f"{body.architecture} ({body.weights.name})", unit="patch")
+    precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())
+    # Not through a memory map: where a disk is full, writing to one kills the process without a word
+    with path.open("wb") as file, bar, precision:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for start in range(0, count, FORWARD_BATCH):
+            batch = torch.from_numpy(images[start : start + FORWARD_BATCH].astype(np.float32))[:, None].to(device())
+            out = np.empty((len(batch), views_of_each, width_of_each), "<f2")
+            for view in range(views_of_each):
+                seen = batch
+                if kind == "dihedral":
+                    seen = transforms.dihedral(batch, view)
+                elif view:
+                    seen = transforms.vary(batch, kind, draws[view], high - low)
+                maps = body(body.prepare(seen).contiguous(memory_format=torch.channels_last))
+                out[:, view] = pooled(maps, pool).clamp(max=torch.finfo(torch.float16).max).cpu().half().numpy()
+                bar.update(len(batch))
+            file.write(out.data)

@@ -1,0 +1,270 @@
+"""Networks by name, with pretrained or random weights, as bodies that return the feature maps of every stage.
+
+ResNets (He et al. 2015, arXiv 1512.03385) are torchvision's, EfficientNet-Lite0 (after Tan & Le 2019, arXiv 1905.11946)
+and every further architecture are timm's.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import get_model, get_model_weights
+
+from nodules.data import transforms
+from nodules.errors import InputError, in_brief
+from nodules.networks import weights
+from nodules.networks.weights import ARCHITECTURES, ASTRA_ARCHITECTURES, LITE0, LITE0_IN_TIMM, RESNETS, State
+
+CHEST_CT_WINDOW = (-1000.0, 200.0)  # HU, the range that those weights were trained on
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which network: what a notebook chooses, and what all that is measured with it says.
+
+    Attributes:
+        architecture: one of ``weights.ARCHITECTURES`` or any name in timm that works with ``features_only``.
+        weights: one of ``weights.NAMES``, downloaded where needed; or ``auto``, the best of them that is here already,
+            with a warning for each better one that is not.
+        size: pixels, the side to which patches are resized; 64 leaves them as they are.
+        pool: stages whose features the head sees, ``last`` or ``all``.
+    """
+
+    architecture: str
+    weights: str = "auto"
+    size: int = 64
+    pool: str = "all"
+
+    def check(self) -> None:
+        """Raise InputError for an unknown name, or a size that no network takes."""
+        check(self.architecture)
+        if self.weights not in ("auto", *weights.NAMES):
+            known = ", ".join(weights.NAMES)
+            raise InputError(f"weights={self.weights!r}: no such weights; take auto or one of {known}")
+        if self.weights == "chest-ct" and self.architecture not in ASTRA_ARCHITECTURES:
+            known = ", ".join(ASTRA_ARCHITECTURES)
+            raise InputError(f"weights='chest-ct': none for {self.architecture}; take one of {known}, or other weights")
+        if not (isinstance(self.size, int) and 32 <= self.size <= 1024):
+            raise InputError(f"size={self.size!r}: networks halve an image five times; take an integer from 32 to 1024")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a body's weights come from, and what they expect of an image."""
+
+    name: str  # "chest-ct", "imagenet" or "random"
+    source: str  # one phrase for captions and tables
+    sha256: str  # fingerprint of the tensors in the body
+    window: tuple[float, float]  # pixel values mapped to 0..1: HU, or bytes
+    mean: Triple  # subtracted after the window, by channel
+    std: Triple  # divided by after that
+
+
+class Stages(nn.Sequential):
+    """A torchvision ResNet without its classifier: the same tensors by the same names, every stage returned."""
+
+    ENDS = ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        for name, layer in resnet.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, layer)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps after layer1..layer4."""
+        maps = []
+        for name, layer in self.named_children():
+            images = layer(images)
+            if name in self.ENDS:
+                maps.append(images)
+        return maps
+
+
+class Body(nn.Module):
+    """A network without its classifier; built by :func:`build`.
+
+    Attributes:
+        architecture: its name.
+        weights: where its weights come from.
+        size: pixels, the side of the images that it takes.
+        channels: of the feature map of each stage, from input to output.
+    """
+
+    def __init__(self, architecture: str, net: nn.Module, channels: list[int], weights: Weights, size: int) -> None:
+        super().__init__()
+        self.architecture, self.net, self.channels, self.weights, self.size = architecture, net, channels, weights, size
+        # Buffers move to the device with the body, but are no weights
+        self.register_buffer("mean", torch.tensor(weights.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1), persistent=False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Turn patches into what the network takes: windowed, resized, in three channels, normalised.
+
+        All three channels hold the same grey image: the simplest way to keep every pretrained filter exact.
+
+        Args:
+            images: (N, 64, 64) or (N, 1, 64, 64), pixel values in the source's unit (HU or bytes), any type.
+
+        Returns:
+            (N, 3, size, size), float32, on the body's device.
+        """
+        grey = images.unsqueeze(1) if images.ndim == 3 else images
+        if grey.ndim != 4 or grey.shape[1] != 1:
+            raise InputError(f"images of shape {tuple(images.shape)}: no grey patches; bring (N, 1, 64, 64)")
+        grey = transforms.window(grey.to(self.mean), *self.weights.window)
+        if grey.shape[-1] != self.size:
+            grey = F.interpolate(grey, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        return (grey - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (N, channels, height, width) of every stage, from prepared images (N, 3, size, size)."""
+        return list(self.net(images))
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """All parameters, cut after each stage from input to output, for discriminative learning rates."""
+        ends = Stages.ENDS if isinstance(self.net, Stages) else self.net.feature_info.module_name()
+        layers = [(_flat(name), list(layer.parameters(recurse=False))) for name, layer in self.net.named_modules()]
+        lasts = [
+            [i + 1 for i, (name, _) in enumerate(layers) if f"{name}_".startswith(f"{_flat(end)}_")] for end in ends
+        ]
+        cuts = [0, *accumulate((max(last, default=0) for last in lasts[:-1]), max), len(layers)]
+        groups = [[parameter for _, own in layers[start:end] for parameter in own] for start, end in pairwise(cuts)]
+        return [group for group in groups if group]
+
+
+def build(spec: Spec, unit: str = "HU", seed: int = 0) -> Body:
+    """Build a network's body with its weights.
+
+    Args:
+        spec: which network.
+        unit: of the source's pixel values; ``HU``, else bytes.
+        seed: of random weights.
+
+    Raises:
+        InputError: an unknown name, weights that are not available or don't fit, a size that the network can't take.
+    """
+    spec.check()
+    names = weights.candidates(spec.architecture) if spec.weights == "auto" else [spec.weights]
+    for name in names[:-1]:
+        try:
+            return _build(spec, name, unit, seed, download=False)
+        except InputError as error:
+            warnings.warn(f"{error}. Going on without {name} weights", stacklevel=2)
+    return _build(spec, names[-1], unit, seed, download=True)
+
+
+def specs(architectures: list[str], names: list[str], size: int, pool: str) -> list[Spec]:
+    """Every architecture with every one of the named weights that can be had here without a download.
+
+    Raises:
+        InputError: an unknown name, or nothing to compare.
+    """
+    unknown = set(names) - set(weights.NAMES)
+    if unknown:
+        raise InputError(f"weights={min(unknown)!r}: no such weights; take some of {', '.join(weights.NAMES)}")
+    for architecture in architectures:
+        check(architecture)
+    here = [
+        Spec(architecture, name, size, pool)
+        for architecture in architectures
+        for name in weights.available(architecture)
+        if name in names
+    ]
+    if not here:
+        raise InputError(f"architectures={architectures}: none has weights {names} here; add 'random' to the weights")
+    return here
+
+
+def parameters(body: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in body.parameters())
+
+
+def stages(body: Body, side: int) -> list[dict[str, object]]:
+    """Of each stage: ``name, channels, side`` of its map (pixels, from an image of ``side``), ``parameters``."""
+    with torch.inference_mode():
+        maps = body.eval()(torch.zeros(1, 3, side, side, device=body.mean.device))
+    counts = [sum(parameter.numel() for parameter in group) for group in body.groups()]
+    return [
+        {"name": f"stage {i}", "channels": m.shape[1], "side": m.shape[2], "parameters": count}
+        for i, (m, count) in enumerate(zip(maps, counts, strict=True), 1)
+    ]
+
+
+def check(architecture: str) -> None:
+    """Raise InputError for an architecture that is unknown."""
+    if architecture not in ARCHITECTURES and not timm.is_model(architecture):
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"architecture={architecture!r}: no such network; take one of {known} or any name in timm")
+
+
+def _build(spec: Spec, name: str, unit: str, seed: int, download: bool) -> Body:
+    state, source = None, f"random, seed {seed}"
+    if name != "random":
+        state, source = weights.load(spec.architecture, name, download)
+    net, channels = _network(spec.architecture, state, spec.size, seed)
+    window, (mean, std) = transforms.default_window(unit), _normalisation(spec.architecture, net)
+    if name == "chest-ct":
+        window, mean, std = CHEST_CT_WINDOW if unit == "HU" else window, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    described = Weights(name, source, weights.fingerprint(net.state_dict()), window, mean, std)
+    return Body(spec.architecture, net, channels, described, spec.size)
+
+
+def _network(architecture: str, state: State | None, size: int, seed: int) -> tuple[nn.Module, list[int]]:
+    """The network with the tensors of ``state``, or random ones, and the channels of its stages."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            # torch.manual_seed would also reset the generators of accelerators, which are not forked here
+            torch.default_generator.manual_seed(seed)
+            if architecture in RESNETS:
+                net = Stages(get_model(architecture))
+            else:
+                net = timm.create_model(LITE0_IN_TIMM if architecture == LITE0 else architecture, features_only=True)
+            if state is None:
+                _calibrate(net, size)
+            else:
+                flat = {_flat(name): tensor for name, tensor in state.items()}
+                net.load_state_dict({name: flat[_flat(name)] for name in net.state_dict() if _flat(name) in flat})
+            channels = [features.shape[1] for features in net.eval()(torch.zeros(1, 3, size, size))]
+    except Exception as error:  # each of timm's thousand networks fails in its own way
+        kind = "random weights" if state is None else "the weights found for it"
+        raise InputError(
+            f"architecture={architecture!r}: fails at size={size} with {kind} ({in_brief(error)}); take another"
+        ) from error
+    if not isinstance(net, Stages) and channels != net.feature_info.channels():
+        raise InputError(f"architecture={architecture!r}: its maps are not (N, channels, height, width); take another")
+    return net.train(), channels
+
+
+def _calibrate(net: nn.Module, size: int) -> None:
+    """Set the batch-norm statistics of random weights from noise, in one pass.
+
+    With the statistics that a new layer starts with (mean 0, variance 1) each residual block doubles the variance, and
+    a frozen ResNet-152 would give numbers beyond float16.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = None  # the plain mean over batches
+    net.train()(torch.randn(32, 3, size, size))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _flat(name: str) -> str:
+    """A name of a layer or tensor without what timm changes when it wraps: stages_0 or model.stages.0 for stages.0."""
+    return re.sub(r"\W", "_", name).removeprefix("model_")
+
+
+def _normalisation(architecture: str, net: nn.Module) -> tuple[Triple, Triple]:
+    if architecture in RESNETS:
+        expected = get_model_weights(architecture).DEFAULT.transforms()
+        return tuple(expected.mean), tuple(expected.std)
+    return tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])

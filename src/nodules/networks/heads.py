@@ -1,0 +1,298 @@
+"""Heads trained through fastai on a feature bank: schedules, the learning-rate finder, test-time augmentation."""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai import learner as fastai
+from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos, minimum, slide, steep, valley
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.metrics import accuracy
+from fastai.optimizer import Adam
+from fastai.torch_core import no_random
+from fastai.vision.learner import create_head
+from fastcore.basics import noop
+from torch import Tensor, nn
+
+from nodules.data.split import Part, Parts
+from nodules.errors import InputError, within
+from nodules.networks.bank import Bank
+from nodules.networks.bodies import parameters
+from nodules.networks.device import device
+
+HEAD_BATCH = 256  # feature vectors in a step
+HIDDEN = 128
+LR = 1e-3  # suits a head on any bank here
+BETA = 0.25
+SCHEDULES = ("constant", "restarts", "one-cycle", "flat-cosine")
+RULES = ("mean", "log", "beta")
+SUGGESTIONS = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steep}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained.
+
+    Attributes:
+        epochs: passes over the training patches.
+        lr: the highest learning rate.
+        schedule: one of ``SCHEDULES``.
+        cycle_len: epochs of the first cycle, where the schedule restarts.
+        cycle_mult: how many times longer each next cycle is.
+        augment: whether each epoch draws one of the bank's views of each patch, or takes the plain one.
+
+    Raises:
+        InputError: epochs, a learning rate or a schedule that can't be trained with.
+    """
+
+    epochs: int
+    lr: float
+    schedule: str = "constant"
+    cycle_len: int = 1
+    cycle_mult: int = 1
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        within(1, 100_000, epochs=self.epochs)
+        if not self.lr > 0:
+            raise InputError(f"lr={self.lr}: a learning rate is above 0; take one such as 0.001")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule={self.schedule!r}: no such schedule; take one of {', '.join(SCHEDULES)}")
+        if self.schedule == "restarts":
+            cycles(self.epochs, self.cycle_len, self.cycle_mult)
+
+
+class BankLoader(DataLoader):
+    """Batches of a bank's features and labels; in training a fresh view of each patch is drawn in each epoch."""
+
+    def __init__(self, bank: Bank, part: Part, train: bool, augment: bool, seed: int) -> None:
+        full = train and len(part) > HEAD_BATCH
+        super().__init__(np.arange(len(part)), bs=HEAD_BATCH, shuffle=train, drop_last=full, device=device())
+        self.bank, self.rows, self.y, self.augment = bank.features, part.rows, torch.tensor(part.y), augment
+        self.rng = random.Random(seed)
+
+    def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gather whole batches at once."""
+        views = np.random.default_rng(self.rng.getrandbits(32))
+        for chunk in self.chunkify(samples):
+            places = self.dataset[chunk]
+            view = np.zeros(len(places), int)
+            if self.augment:
+                view = views.integers(self.bank.shape[1], size=len(places))
+            yield torch.from_numpy(self.bank[self.rows[places], view]).float(), self.y[places]
+
+
+class MemoryLRFinder(LRFinder):
+    """fastai's finder keeps the model in a pickled file meanwhile; this one keeps it in memory."""
+
+    def before_fit(self) -> None:
+        """Remember the weights."""
+        ParamScheduler.before_fit(self)
+        self.start, self.best_loss = copy.deepcopy(self.learn.model.state_dict()), float("inf")
+
+    def after_fit(self) -> None:
+        """Put the weights back."""
+        self.learn.model.load_state_dict(self.start)
+
+
+class Learner(fastai.Learner):
+    """fastai's learner, silent, with a finder that writes no file and restarts whose cycles may be equally long."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.logger = noop
+        if hasattr(self, "progress"):
+            self.remove_cb(self.progress)
+
+    def lr_find(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = 100) -> dict[str, float]:
+        """Raise the rate with each batch (Smith 2017); return the four suggestions that fastai reads off the losses."""
+        self.fit(num_it // len(self.dls.train) + 1, cbs=MemoryLRFinder(start_lr, end_lr, num_it))
+        # fastai leaves out the first tenth and the last five steps before it suggests
+        recorded = (np.array(values, dtype=float) for values in (self.recorder.lrs, self.recorder.losses))
+        lrs, losses = (torch.tensor(values[num_it // 10 : -5]) for values in recorded)
+        return {name: float(suggest(lrs, losses, num_it)[0]) for name, suggest in SUGGESTIONS.items()}
+
+    def fit_sgdr(self, n_cycles: int, cycle_len: int, lr_max: float | slice, cycle_mult: int = 1) -> None:
+        """Cosine annealing with restarts; fastai's divides by zero where ``cycle_mult`` is 1.
+
+        Args:
+            n_cycles: how many cycles.
+            cycle_len: epochs of the first.
+            lr_max: the rate that each starts with; a slice gives each layer group its own.
+            cycle_mult: how many times longer each next cycle is.
+        """
+        self.create_opt()
+        self.opt.set_hyper("lr", lr_max)  # a slice becomes one rate for each layer group
+        highest = np.array([hyper["lr"] for hyper in self.opt.hypers])
+        lengths = [cycle_len * cycle_mult**i for i in range(n_cycles)]
+        self.fit(sum(lengths), cbs=ParamScheduler({"lr": falling(lengths, highest)}))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained head with what was recorded.
+
+    ``history`` has a row an epoch (``epoch, train_loss, valid_loss, accuracy``), ``steps`` a row a batch
+    (``epoch`` as a fraction, ``loss``, ``lr``).
+    """
+
+    model: nn.Module
+    history: pd.DataFrame
+    steps: pd.DataFrame
+    seconds: float
+
+
+def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
+    """Lengths of the cycles of cosine annealing with restarts (Loshchilov & Hutter 2017), in epochs.
+
+    The first takes ``cycle_len``, each further one ``cycle_mult`` times the one before.
+
+    Raises:
+        InputError: they do not add up to ``epochs``.
+    """
+    within(1, 100_000, cycle_len=cycle_len, cycle_mult=cycle_mult)
+    lengths = [cycle_len]
+    while sum(lengths) < epochs:
+        lengths.append(lengths[-1] * cycle_mult)
+    if sum(lengths) > epochs:
+        cycle = f"cycle_len={cycle_len}, cycle_mult={cycle_mult}"
+        raise InputError(f"epochs={epochs}: not a whole number of cycles of {cycle}; take epochs={sum(lengths)}")
+    return lengths
+
+
+def falling(lengths: list[int], lr: np.ndarray) -> Callable[[float], np.ndarray]:
+    """A cosine from ``lr`` to 0 in each cycle, as a function of the share of the training that is done.
+
+    fastai's ``combine_scheds`` refuses shares whose sum rounding keeps from 1, such as ten tenths.
+    """
+    ends = np.cumsum(lengths)
+
+    def rate(done: float) -> np.ndarray:
+        epoch = done * ends[-1]
+        cycle = np.searchsorted(ends, epoch + 1e-6, side="right")  # rounding must not end a cycle a batch late
+        return SchedCos(lr, 0.0)(1 + (epoch - ends[cycle]) / lengths[cycle])
+
+    return rate
+
+
+def head(features: int) -> nn.Module:
+    """A head like fastai's, without pooling: batch norm, 128 hidden units, dropout 0.5 before two logits."""
+    return create_head(features, 2, lin_ftrs=[HIDDEN], ps=[0.0, 0.5], pool=False)
+
+
+def describe_head(features: int) -> dict[str, object]:
+    """The head as a last stage of :func:`nodules.networks.bodies.stages`."""
+    return {"name": "head", "channels": features, "side": float("nan"), "parameters": parameters(head(features))}
+
+
+def dataloaders(bank: Bank, parts: Parts, augment: bool = False, seed: int = 0) -> DataLoaders:
+    """Batches of features to train and to validate on; ``augment`` as in :class:`Recipe`, ``seed`` of the batches."""
+    train = BankLoader(bank, parts.train, train=True, augment=augment, seed=seed)
+    valid = BankLoader(bank, parts.valid, train=False, augment=False, seed=seed)
+    return DataLoaders(train, valid, device=device())
+
+
+def learner(bank: Bank, parts: Parts, augment: bool = False, seed: int = 0) -> Learner:
+    """A learner of a fresh head, whose weights come from torch's generator; arguments as of :func:`dataloaders`."""
+    dls, model = dataloaders(bank, parts, augment, seed), head(bank.width).to(device())
+    return Learner(dls, model, loss_func=nn.CrossEntropyLoss(), opt_func=Adam, metrics=accuracy)
+
+
+def steps(learn: Learner) -> pd.DataFrame:
+    """What a learner recorded at each step: ``epoch`` (as a fraction), ``loss`` (smoothed), ``lr``."""
+    table = pd.DataFrame({"loss": np.array(learn.recorder.losses, dtype=float), "lr": learn.recorder.lrs})
+    table.insert(0, "epoch", np.arange(len(table)) / len(learn.dls.train))
+    return table
+
+
+def recorded(learn: Learner, seconds: float) -> Training:
+    """A learner's model with what it recorded while it was trained, which took some ``seconds``."""
+    values = np.array(learn.recorder.values, dtype=float).reshape(-1, 3)
+    history = pd.DataFrame(values, columns=["train_loss", "valid_loss", "accuracy"])
+    history.insert(0, "epoch", np.arange(1, len(history) + 1))
+    return Training(learn.model.eval(), history, steps(learn), seconds)
+
+
+def train(bank: Bank, parts: Parts, recipe: Recipe, seed: int = 0) -> Training:
+    """Train a head on a bank's features; the same seed gives the same head."""
+    with no_random(seed):
+        learn = learner(bank, parts, recipe.augment, seed)
+        started = time.perf_counter()
+        if recipe.schedule == "one-cycle":
+            learn.fit_one_cycle(recipe.epochs, recipe.lr)
+        elif recipe.schedule == "flat-cosine":
+            learn.fit_flat_cos(recipe.epochs, recipe.lr)
+        elif recipe.schedule == "restarts":
+            n_cycles = len(cycles(recipe.epochs, recipe.cycle_len, recipe.cycle_mult))
+            learn.fit_sgdr(n_cycles, recipe.cycle_len, recipe.lr, recipe.cycle_mult)
+        else:
+            learn.fit(recipe.epochs, recipe.lr)
+        seconds = time.perf_counter() - started
+    return recorded(learn, seconds)
+
+
+def repeat(bank: Bank, parts: Parts, recipe: Recipe, seeds: list[int]) -> tuple[pd.DataFrame, np.ndarray, float]:
+    """Train one head for each seed.
+
+    Returns:
+        Their histories in one table with a column ``seed``; probabilities of malignancy of every patch of the bank,
+        view 0, (seeds, N); the median of their training times in seconds.
+    """
+    trainings = [train(bank, parts, recipe, seed) for seed in seeds]
+    histories = [training.history.assign(seed=seed) for seed, training in zip(seeds, trainings, strict=True)]
+    plain = Bank(bank.features[:, :1], bank.key, bank.patches_per_second)
+    p = np.stack([predict(training.model, plain, np.arange(len(plain.features)))[:, 0] for training in trainings])
+    return pd.concat(histories, ignore_index=True), p, float(np.median([training.seconds for training in trainings]))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, bank: Bank, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Probability of malignancy of each view of each patch, (len(rows), V).
+
+    Raises:
+        InputError: as of :func:`finite`.
+    """
+    out = np.empty((len(rows), bank.features.shape[1]))
+    for start in range(0, len(rows), HEAD_BATCH):
+        part = rows[start : start + HEAD_BATCH]
+        views = torch.from_numpy(bank.features[part]).to(device()).float()
+        logits = model(views.flatten(0, 1)).view(len(part), -1, 2)
+        out[start : start + HEAD_BATCH] = logits.double().softmax(-1)[..., 1].cpu()
+    return finite(out)
+
+
+def finite(p: np.ndarray) -> np.ndarray:
+    """Probabilities as they are.
+
+    Raises:
+        InputError: some are not finite, since the training diverged.
+    """
+    if not np.isfinite(p).all():
+        raise InputError("the network's output is not finite: its training diverged; take a lower learning rate")
+    return p
+
+
+def average(p: np.ndarray, rule: str) -> np.ndarray:
+    """Average over views (test-time augmentation), (N, V) to (N,); view 0 is the plain patch.
+
+    ``mean`` averages probabilities; ``log`` averages their logarithms, as fastai 0.7's ``TTA`` returned them; ``beta``
+    is fastai 2's ``tta``: a quarter plain, three quarters the mean of the augmented views.
+    """
+    if rule not in RULES:
+        raise InputError(f"rule={rule!r}: no such rule; take one of {', '.join(RULES)}")
+    if p.shape[1] == 1:
+        return p[:, 0]
+    if rule == "beta":
+        return BETA * p[:, 0] + (1 - BETA) * p[:, 1:].mean(axis=1)
+    if rule == "mean":
+        return p.mean(axis=1)
+    smallest = np.finfo(float).tiny
+    malignant, benign = (np.exp(np.log(np.maximum(q, smallest)).mean(axis=1)) for q in (p, 1 - p))
+    return malignant / (malignant + benign)

@@ -1,0 +1,126 @@
+"""Where does a network look? Class activation maps.
+
+Every map shows the evidence for *malignant*: what raises its logit above that of *benign*.
+"""
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nodules.data.split import Part, Parts
+from nodules.networks import bank, bodies, heads
+from nodules.networks.bank import Bank
+from nodules.networks.device import device
+from nodules.networks.network import Network, tensor
+from nodules.networks.small import seeded
+
+MAP_BATCH = 64  # patches in one forward and backward pass
+
+
+class Averaged(nn.Module):
+    """A body, the mean over space of every stage, and one linear layer: what classic activation maps need.
+
+    ``mean`` (features) is what the average patch shows, ``weight`` (features) what speaks for malignant when there is
+    more of it, ``bias`` the logit of the average patch.
+    """
+
+    def __init__(self, body: bodies.Body, mean: Tensor, weight: Tensor, bias: float) -> None:
+        super().__init__()
+        self.body, self.mean, self.weight, self.bias = body, mean, weight, bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logit of malignant against benign (N,), from pixel values (N, 1, 64, 64)."""
+        maps = self.body(self.body.prepare(images))
+        return (torch.cat([m.mean((2, 3)) for m in maps], 1) - self.mean) @ self.weight + self.bias
+
+
+def averaged(body: bodies.Body, features: Bank, part: Part) -> Averaged:
+    """Fit the linear layer by logistic regression on the plain view of a part of a bank of all stages."""
+    # A bank holds, stage by stage, the maxima and then the means
+    means = np.repeat([False, True] * len(body.channels), np.repeat(body.channels, 2))
+    scaler, model = StandardScaler(), LogisticRegression(C=0.01, max_iter=500)
+    model.fit(scaler.fit_transform(features.features[part.rows, 0][:, means].astype(np.float32)), part.y)
+    mean, weight = (
+        torch.tensor(v, dtype=torch.float, device=device()) for v in (scaler.mean_, model.coef_[0] / scaler.scale_)
+    )
+    return Averaged(body.to(device()).eval(), mean, weight, float(model.intercept_[0]))
+
+
+def networks(
+    body: bodies.Body, images: np.ndarray, parts: Parts, recipe: heads.Recipe, seed: int
+) -> tuple[Averaged, Network]:
+    """Two networks on one frozen body: a linear one for classic CAM, and one with fastai's head for Grad-CAM.
+
+    Args:
+        body: any.
+        images: all N patches, (N, 64, 64).
+        parts: patches to train and to validate on.
+        recipe: of the second head.
+        seed: likewise.
+    """
+    features = bank.compute(body, images, "all")
+    trained = heads.train(features, parts, recipe, seed)
+    return averaged(body, features, parts.train), Network(body, "all", trained.model).to(device())
+
+
+def forgotten(network: Network, seed: int) -> Network:
+    """The same body under a head of random weights."""
+    drawn = seeded(lambda: heads.head(bank.width(network.body, network.pool)), seed)
+    return Network(network.body, network.pool, drawn).to(device()).eval()
+
+
+@torch.inference_mode()
+def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
+    """Classic class activation maps (Zhou et al. 2016, arXiv 1512.04150), of every stage together.
+
+    The features of each stage, less those of the average patch, are added with the weights of their means; then the
+    stages' sums at the size of the first. Up to the bias the mean over such a map **is** the logit: nothing is left
+    out, and a place that looks as the average patch does counts nothing.
+
+    Args:
+        network: made by :func:`averaged`.
+        images: (N, 64, 64), pixel values.
+
+    Returns:
+        (N, side, side), the side of the first stage's map.
+    """
+    weights, means = (values.split(network.body.channels) for values in (network.weight, network.mean))
+    out = []
+    for start in range(0, len(images), MAP_BATCH):
+        batch = tensor(images[start : start + MAP_BATCH])
+        maps = network.body.eval()(network.body.prepare(batch))
+        parts = [torch.einsum("nchw,c->nhw", m, w) - mean @ w for m, w, mean in zip(maps, weights, means, strict=True)]
+        out.append(sum(F.interpolate(e[:, None], maps[0].shape[2:], mode="bilinear") for e in parts)[:, 0])
+    return torch.cat(out).cpu().numpy()
+
+
+def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by Captum: for heads of any kind.
+
+    Args:
+        network: with ``taps``, one for each stage, as :class:`nodules.networks.network.Network`.
+        images: (N, 64, 64), pixel values.
+        stage: which stage's maps to weigh, from 0.
+
+    Returns:
+        (N, side, side), 0 or more, the side of that stage's map.
+    """
+    method = LayerGradCam(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
+    out = []
+    for start in range(0, len(images), MAP_BATCH):
+        batch = tensor(images[start : start + MAP_BATCH])
+        out.append(method.attribute(batch, relu_attributions=True)[:, 0].detach().float().cpu())
+    return torch.cat(out).numpy()
+
+
+def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:
+    """Positive evidence at the size of the patches, each map scaled to a highest value of 1: (N, side, side).
+
+    ``mode`` is torch's of interpolation; ``nearest`` shows the map as it was computed.
+    """
+    grown = F.interpolate(torch.from_numpy(maps)[:, None].float(), (side, side), mode=mode)[:, 0].clamp(min=0)
+    return (grown / grown.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

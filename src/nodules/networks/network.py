@@ -1,0 +1,98 @@
+"""Body and head in one: from pixel values to the probability of malignancy."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nodules.data import transforms
+from nodules.errors import InputError, in_brief
+from nodules.networks import bodies
+from nodules.networks.bank import pooled, width
+from nodules.networks.device import device, has_bfloat16
+from nodules.networks.heads import finite, head
+
+IMAGE_BATCH = 256  # patches in one forward pass
+SYMMETRIES = 8
+
+
+class Network(nn.Module):
+    """Body and head in one, from pixel values (N, 1, 64, 64) to two logits.
+
+    ``taps`` does nothing to the feature maps of each stage: they are where activation maps are read.
+    """
+
+    def __init__(self, body: bodies.Body, pool: str, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.pool, self.head = body, pool, head
+        self.taps = nn.ModuleList(nn.Identity() for _ in body.channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2)."""
+        maps = self.body(self.body.prepare(images).contiguous(memory_format=torch.channels_last))
+        return self.head(pooled([tap(m) for tap, m in zip(self.taps, maps, strict=True)], self.pool))
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Parameters by layer group, from input to output, the head last."""
+        return [*self.body.groups(), list(self.head.parameters())]
+
+
+class Mixed(nn.Module):
+    """A network computed in bfloat16 where the machine multiplies it in hardware; float32 logits."""
+
+    def __init__(self, network: nn.Module, bfloat16: bool = True) -> None:
+        super().__init__()
+        self.network = network.to(device(), memory_format=torch.channels_last)
+        self.bfloat16 = bfloat16 and has_bfloat16()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2)."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.network(images).float()
+
+
+def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
+    """A network with a head that was kept, in evaluation mode and on the device.
+
+    Args:
+        spec: which network.
+        unit: of the pixels.
+        path: the head, a safetensors file.
+
+    Raises:
+        InputError: the file is not there, damaged, or the head of another network.
+    """
+    body = bodies.build(spec, unit)
+    last = head(width(body, spec.pool))
+    try:
+        last.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = in_brief(error)
+        raise InputError(
+            f"{path}: not a head of {spec.architecture} ({reason}); run {path.parent.name} again"
+        ) from error
+    return Network(body, spec.pool, last).to(device()).eval()
+
+
+def tensor(images: np.ndarray) -> Tensor:
+    """Patches (N, 64, 64) as a network takes them: (N, 1, 64, 64) float32 on the device."""
+    return torch.from_numpy(images.astype(np.float32))[:, None].to(device())
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, images: np.ndarray, symmetries: int = SYMMETRIES) -> np.ndarray:
+    """Probability of malignancy of each patch in the symmetries of the square, (N, symmetries); the first is plain.
+
+    Raises:
+        InputError: as of :func:`nodules.networks.heads.finite`.
+    """
+    out = np.empty((len(images), symmetries))
+    for start in range(0, len(images), IMAGE_BATCH):
+        batch = tensor(images[start : start + IMAGE_BATCH])
+        for view in range(symmetries):
+            logits = network.eval()(transforms.dihedral(batch, view))
+            out[start : start + IMAGE_BATCH, view] = logits.double().softmax(1)[:, 1].cpu()
+    return finite(out)

@@ -1,0 +1,280 @@
+"""What a notebook keeps: numbers and figures, each with its provenance, written whole or not at all.
+
+A figure is kept as its data and the name of the function in :mod:`nodules.plots` that draws it, so it can be drawn
+again without a model, and a change in drawing code runs no notebook.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nodules import course, paths, plots
+from nodules.data.sources import Card
+from nodules.errors import InputError
+from nodules.networks.device import described
+
+KEPT = (".csv", ".json", ".npz", ".choice", ".safetensors")  # what a run writes into its folder
+PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", "pandas", "papermill")
+
+
+def git_revision() -> str:
+    """Short revision of the checkout, ``+changes`` where the code differs from it; ``unknown`` without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(paths.ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "notebooks", "params", "requirements.txt")
+        return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, numbers of numpy as numbers, NaN refused."""
+    with paths.replacing(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=lambda x: x.item())
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass
+class Record:
+    """What one notebook keeps in its folder, ``<run_dir>/<notebook>``, with the parameters that it was made with.
+
+    It starts empty: what an earlier run of this notebook kept is removed.
+
+    Raises:
+        InputError: a folder that can't be written to.
+    """
+
+    notebook: str
+    run_dir: str
+    parameters: dict[str, Any]
+    card: Card
+    split_kind: str
+    weights: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    tables: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = paths.resolve(self.run_dir) / self.notebook
+        with paths.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.iterdir():
+                if old.suffix in KEPT:  # and nothing that somebody else put there
+                    old.unlink(missing_ok=True)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every number and figure of this run carries."""
+        return {
+            "notebook": self.notebook,
+            "profile": paths.resolve(self.run_dir).name,
+            "parameters": self.parameters,
+            "data": self.card.title,
+            "data_sha256": self.card.sha256,
+            "simulation": self.card.simulation,
+            "split": self.split_kind,
+            "weights": self.weights or "none",
+            "git_revision": git_revision(),
+        }
+
+    @property
+    def source(self) -> str:
+        """The line below each figure."""
+        parts = [self.card.title, f"{self.split_kind} split", f"seed {self.parameters['seed']}"]
+        return " · ".join(parts + ([f"weights: {self.weights}"] if self.weights else []))
+
+    def environment(self) -> pd.DataFrame:
+        """Seed, device, versions, revision and data hash, as a table to print."""
+        from platform import python_version
+
+        versions = {name: python_version() if name == "python" else version(name) for name in PACKAGES}
+        facts = {"seed": self.parameters["seed"], "device": described(), **versions}
+        facts |= {"git revision": git_revision(), "data SHA-256": self.card.sha256}
+        return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
+
+    def file(self, name: str) -> Path:
+        """Where this run keeps a file, for :func:`nodules.paths.replacing`.
+
+        Raises:
+            InputError: the name leads out of the run's folder.
+        """
+        if not name.strip(".") or Path(name).name != name:
+            raise InputError(f"{name}: not a file name; leave out the folder")
+        return self.folder / name
+
+    def table(self, name: str, table: pd.DataFrame, caption: str = "") -> Path:
+        """Keep a table as CSV for the notebooks that follow; one with a caption is shown in the report."""
+        path = self.file(f"{name}.csv")
+        with paths.replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
+        if caption:
+            self.tables.append({"name": name, "caption": caption})
+        return path
+
+    def choice(self, name: str, /, **values: Any) -> Path:
+        """Keep a decision for the notebooks that follow."""
+        path = self.file(f"{name}.choice")
+        write_json(path, values)
+        return path
+
+    def figure(self, name: str, draw: Callable[..., Figure], caption: str, heading: str = "", **data: Any) -> Figure:
+        """Draw a figure and keep what it takes to draw it again.
+
+        Args:
+            name: ``fig01`` for the 2019 report's figure 1, any other name for one beyond the report.
+            draw: a function of :mod:`nodules.plots`.
+            caption: a sentence or two, also the figure's alternative text.
+            heading: its title; that of a figure of the report is in :mod:`nodules.course`.
+            data: the function's other arguments: arrays, tables, strings, numbers and lists of them.
+        """
+        data["heading"] = course.HEADINGS.get(name, heading)
+        arrays, plain = {}, {}
+        for key, value in data.items():
+            if isinstance(value, pd.DataFrame):
+                columns = {column: value[column].to_numpy() for column in value}
+                arrays |= {f"{key}/{c}": v.astype(str) if v.dtype == object else v for c, v in columns.items()}
+            elif isinstance(value, np.ndarray):
+                arrays[key] = value
+            else:
+                plain[key] = value
+        with paths.replacing(self.file(f"{name}.npz")) as temporary:
+            np.savez_compressed(temporary, **arrays)
+        about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": self.source}
+        write_json(self.file(f"{name}.json"), about | {"arguments": plain} | self.provenance)
+        self.figures.append(name)
+        figure = plots.stamp(draw(**data), self.source)
+        figure.set_label(f"{plots.title(figure)}. {caption}")
+        return figure
+
+    def fact(self, **values: Any) -> None:
+        """Note facts for the report by name; of an interval (``value, low, high``) also ``<name>_low, <name>_high``."""
+        for name, value in values.items():
+            if isinstance(value, (dict, pd.Series)):
+                ends = {"": "value", "_low": "low", "_high": "high"}
+                self.facts |= {f"{name}{end}": float(value[column]) for end, column in ends.items()}
+            else:
+                self.facts[name] = value
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Say what this run can't show, and why; the report says it too."""
+        self.left_out.append({"what": what, "why": why})
+        print(f"Left out: {what}, because {why}.")
+
+    def row(self, name: str, scores: dict[str, float], **about: Any) -> None:
+        """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores.
+
+        Left out where there are too few patches for a score or its interval.
+        """
+        if np.isnan(list(scores.values())).any():
+            return self.leave_out(f"the score of {name}", "there are too few patches of both classes")
+        common = {"name": name, "notebook": self.notebook, "data": self.card.title, "split": self.split_kind}
+        self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
+
+    def save(self) -> Path:
+        """Write ``results.json``: provenance, card, facts, rows, and a hash of every file that was kept."""
+        path = self.folder / "results.json"
+        content = {"provenance": self.provenance, "card": asdict(self.card), "facts": self.facts, "rows": self.rows}
+        kept = sorted(file for file in self.folder.iterdir() if file.suffix in KEPT and file != path)
+        files = {file.name: paths.sha256(file) for file in kept}
+        write_json(path, content | {"tables": self.tables, "left_out": self.left_out, "files": files})
+        return path
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """What a notebook saved in its ``folder``.
+
+    Raises:
+        InputError: it has not been run to its end.
+    """
+    path = folder / "results.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["files"].items(), content["left_out"]
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not there; run {folder.name} first, to its end") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged; run {folder.name} again") from error
+    return content
+
+
+def verify(folder: Path, file: str, files: dict[str, str]) -> Path:
+    """The path of a kept file, if it is as the notebook wrote it.
+
+    Args:
+        folder: of the notebook.
+        file: its name.
+        files: hashes by name, as of :func:`load`.
+
+    Raises:
+        InputError: it is not there, or has been changed or damaged since.
+    """
+    path = folder / file
+    if file not in files or not path.exists():
+        raise InputError(f"{path}: not there; run {folder.name} first")
+    if paths.sha256(path) != files[file]:
+        raise InputError(f"{path}: not as {folder.name} wrote it; run {folder.name} again")
+    return path
+
+
+class Earlier:
+    """What an earlier notebook of a run kept; each file is checked against its hash before it is read.
+
+    Raises:
+        InputError: that notebook has not been run to its end, or a file of it is missing or was changed.
+    """
+
+    def __init__(self, run_dir: str, notebook: str) -> None:
+        self.folder = paths.resolve(run_dir) / notebook
+        self.content = load(self.folder)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What it was run with."""
+        return self.content["provenance"]["parameters"]
+
+    def file(self, name: str) -> Path:
+        """A file that it kept."""
+        return verify(self.folder, name, self.content["files"])
+
+    def choice(self, name: str) -> dict[str, Any]:
+        """What it decided by :meth:`Record.choice`."""
+        return json.loads(self.file(f"{name}.choice").read_text(encoding="utf-8"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table that it kept; only what is empty is missing, so a patient may be called NA or 007."""
+        text = {"id": str, "patient": str}
+        return pd.read_csv(self.file(f"{name}.csv"), dtype=text, keep_default_na=False, na_values=[""])
+
+
+def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
+    """Draw a kept figure again from ``<name>.json`` and the ``<name>.npz`` beside it."""
+    content = json.loads(about.read_text(encoding="utf-8"))
+    data, columns = dict(content["arguments"]), {}
+    with np.load(about.with_suffix(".npz"), allow_pickle=False) as arrays:
+        for key in arrays:
+            name, _, column = key.partition("/")
+            if column:
+                columns.setdefault(name, {})[column] = arrays[key]
+            else:
+                data[name] = arrays[key]
+    data |= {name: pd.DataFrame(table) for name, table in columns.items()}
+    try:
+        figure = getattr(plots, content["draw"])(**data)
+    except (AttributeError, TypeError) as error:
+        name = content["draw"]
+        raise InputError(f"{about}: no longer drawn by plots.{name} ({error}); run its notebook") from error
+    return plots.stamp(figure, content["source"]), content

@@ -1,0 +1,1 @@
+"""From what a run kept to the report page and the cards."""

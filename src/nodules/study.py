@@ -1,0 +1,151 @@
+"""What a notebook opens: its parameters, the data and their split, what earlier notebooks kept, and its own record."""
+
+from typing import Any
+
+import pandas as pd
+
+from nodules import course, paths
+from nodules.data import patches, split, transforms
+from nodules.data.patches import Patches
+from nodules.errors import SEEDS, InputError, within
+from nodules.networks import bodies
+from nodules.networks.bank import POOLS
+from nodules.networks.bodies import Body, Spec
+from nodules.networks.heads import RULES
+from nodules.networks.network import Network, restore
+from nodules.record import Earlier, Record
+
+# Least and most of a parameter, or of each number of a list, in whichever notebook it is
+RANGES = {
+    "n_patches": (1, patches.MOST_PATCHES),
+    **dict.fromkeys(("seed", "compare_seeds"), (0, SEEDS)),
+    **dict.fromkeys(("epochs", "compare_epochs", "cycle_len", "cycle_mult"), (1, 100_000)),
+    **dict.fromkeys(("views", "lr_seeds", "fold_epochs", "cases", "pointed", "map_epochs"), (1, 1000)),
+    "compare_lr": (1e-12, 10),
+    "size": (32, 1024),
+    "spacing_mm": (0, 10),
+    **dict.fromkeys(("budget_min", "gflops"), (1e-6, 1e9)),
+    "repeats": (2, 1000),
+    **dict.fromkeys(("slices", "simulations"), (1, 100_000)),
+    **dict.fromkeys(("ablated", "shifted"), (20, 100_000)),
+}
+CHOICES = {"split_kind": split.KINDS, "pool": POOLS, "rule": RULES, "folds": (0, *range(2, 11))}
+
+
+def check(parameters: dict[str, Any]) -> None:
+    """Refuse a parameter that is out of its range, or not one of its choices.
+
+    Raises:
+        InputError: there is such a parameter.
+    """
+    for name, value in parameters.items():
+        if name in RANGES:
+            within(*RANGES[name], **{name: value})
+        if value not in CHOICES.get(name, [value]):
+            raise InputError(f"{name}={value!r}: unknown; take one of {', '.join(map(str, CHOICES[name]))}")
+    for architecture in parameters.get("architectures", []):
+        bodies.check(architecture)
+
+
+class Study(Record):
+    """One notebook's work on patches that are split into train, valid and test.
+
+    Attributes:
+        patches: all of them, with their card.
+        split: the side of each, as :func:`nodules.data.split.assign` returns them.
+        everything: all patches as one part.
+        train: the part to train on.
+        valid: the part to select on.
+        test: the part to report on.
+        parts: those three.
+    """
+
+    def __init__(self, notebook: str, parameters: dict[str, Any], patches: Patches, assigned: pd.DataFrame) -> None:
+        super().__init__(notebook, parameters["run_dir"], parameters, patches.card, assigned["split_kind"].iloc[0])
+        self.patches, self.split = patches, assigned
+        self.everything = split.whole(patches)
+        self.parts = split.divide(self.everything, assigned["split"].to_numpy())
+        self.train, self.valid, self.test = self.parts
+
+    @classmethod
+    def open(cls, notebook: str, namespace: dict[str, Any]) -> "Study":
+        """Open a notebook's study.
+
+        The first notebook reads and splits the data; the others read the same data and the split that it kept.
+
+        Args:
+            notebook: its name, without its suffix.
+            namespace: the notebook's ``globals()``, which hold the values of the names in its parameters cell.
+
+        Raises:
+            InputError: a parameter that can't be used, data that can't be read, or the first notebook not run on them.
+        """
+        defaults = course.parameters(paths.NOTEBOOKS / f"{notebook}.ipynb")
+        parameters = {name: course.typed(name, namespace[name], default) for name, default in defaults.items()}
+        check(parameters)
+        if notebook == course.DATA.name:
+            ct = patches.read(parameters["data"], parameters["n_patches"])
+            return cls(notebook, parameters, ct, split.assign(ct.table, parameters["split_kind"], parameters["seed"]))
+        first = Earlier(parameters["run_dir"], course.DATA.name)
+        ct = patches.read(first.parameters["data"], first.parameters["n_patches"])
+        if ct.card.sha256 != first.content["card"]["sha256"]:
+            raise InputError(f"{first.folder}: made from other patches than these; run {course.DATA.name} again")
+        return cls(notebook, parameters, ct, first.table("split"))
+
+    @property
+    def seed(self) -> int:
+        """Of all that this notebook draws."""
+        return self.parameters["seed"]
+
+    @property
+    def unit(self) -> str:
+        """Of the pixels: ``HU``, or what the card says instead."""
+        return self.card.unit
+
+    @property
+    def window(self) -> list[float]:
+        """Pixel values shown black and white."""
+        return list(transforms.default_window(self.unit))
+
+    @property
+    def counted(self) -> str:
+        """What intervals resample, in one word: ``patients``; where they are unknown, ``patches``."""
+        return "patients" if "patient" in self.patches.table else "patches"
+
+    @property
+    def kept_together(self) -> pd.Series:
+        """What no two sides of the split share, (N,): the patient; the patch, where patches were shuffled."""
+        return self.patches.table["patient" if self.split_kind == "patient" else "id"]
+
+    def earlier(self, notebook: str) -> Earlier:
+        """What an earlier notebook of this run kept."""
+        return Earlier(self.run_dir, notebook)
+
+    @property
+    def network(self) -> Spec:
+        """The network that was chosen among the architectures."""
+        choice = self.earlier(course.ARCHITECTURES.name).choice("network")
+        return Spec(*(choice[name] for name in ("architecture", "weights", "size", "pool")))
+
+    def body(self) -> Body:
+        """The body of the chosen :attr:`network`; all that is kept from now on names its weights."""
+        body = bodies.build(self.network, self.unit)
+        self.weights = f"{body.architecture}, {body.weights.source}"
+        return body
+
+    def model(self, notebook: str) -> Network:
+        """The chosen :attr:`network` with the head that a notebook kept; likewise."""
+        model = restore(self.network, self.unit, self.earlier(notebook).file("head.safetensors"))
+        self.weights = f"{model.body.architecture}, {model.body.weights.source}"
+        return model
+
+    def predicted(self, notebook: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of the valid and test patches with what a notebook predicted: ``y, p`` (plain), ``p_tta``.
+
+        Also in them are ``unit``, what intervals resample, and ``nodule``; where nodules are unknown each patch stands
+        for one.
+        """
+        predictions = self.earlier(notebook).table("predictions").set_index("id")[["y", "p", "p_tta"]]
+        described = self.patches.table.assign(nodule=self.patches.nodules, unit=self.patches.units)
+        valid, test = (described.iloc[part.rows].join(predictions, on="id") for part in (self.valid, self.test))
+        return valid, test

@@ -1,0 +1,1 @@
+"""Command-line tools around the course: running notebooks, benchmarks, the table of errors."""

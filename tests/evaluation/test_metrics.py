@@ -1,0 +1,242 @@
+"""Metrics and their intervals against independent implementations and known truths."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+from scipy.stats import t as student
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, log_loss, roc_auc_score
+
+from nodules.evaluation import experiments, metrics
+
+
+def simulated(patients, seed):
+    return experiments.simulate(patients, 10, seed)[:3]
+
+
+def by_bins(y, p):
+    """The calibration error by its definition: bins of width 0.1, the gap of each weighted by its share."""
+    bins = pd.cut(p, np.arange(11) / 10, right=False, labels=False)  # linspace would set 0.6 a little high
+    table = pd.DataFrame({"bin": bins, "y": y, "p": p}).groupby("bin")
+    return (np.abs(table["y"].mean() - table["p"].mean()) * table.size()).sum() / len(y)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(4, 60), st.sampled_from([1, 2, 8]))
+def test_weighted_metrics_are_those_of_scikit_learn(seed, n, decimals):
+    rng = np.random.default_rng(seed)
+    y = np.concatenate([[0, 1], rng.integers(0, 2, n - 2)])
+    p = np.clip(np.round(rng.random(n), decimals), 0.01, 0.99)  # few decimals make ties
+    weights = rng.integers(0, 3, (5, n)) + np.isin(np.arange(n), [0, 1])
+    scores = [metric(y, p, weights) for metric in metrics.METRICS.values()]
+    for row, auc, accuracy, loss, brier, ece in zip(weights, *scores, strict=True):
+        assert np.isclose(auc, roc_auc_score(y, p, sample_weight=row))
+        assert np.isclose(accuracy, accuracy_score(y, p >= 0.5, sample_weight=row))
+        assert np.isclose(loss, log_loss(y, p, sample_weight=row))
+        assert np.isclose(brier, brier_score_loss(y, p, sample_weight=row))
+        repeated = np.repeat(np.arange(n), row)
+        assert np.isclose(ece, by_bins(y[repeated], p[repeated]))
+
+
+def test_a_score_holds_the_value_inside_its_interval():
+    y, p, units = simulated(40, 0)
+    scores = metrics.score(y, p, units)
+    assert np.isclose(scores["auc"], roc_auc_score(y, p)) and scores["n"] == 400
+    for name in metrics.METRICS:
+        assert scores[f"{name}_low"] < scores[name] < scores[f"{name}_high"]
+    assert np.isfinite(metrics.score(y, y.astype(float), units)["log_loss"]), "certain and right"
+
+
+def test_every_resample_takes_whole_patients():
+    units = np.array(["b", "a", "a", "c", "b", "c", "c"])
+    weights = metrics.bootstrap_weights(units, seed=0, resamples=500)
+    for name in "abc":
+        assert (weights[:, units == name].std(axis=1) == 0).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert np.allclose(weights.mean(axis=0), 1, atol=0.1)
+
+
+def test_alike_patches_of_a_patient_do_not_make_a_result_surer():
+    y, p, units = simulated(40, 1)
+    clustered, naive = metrics.score(y, p, units), metrics.score(y, p, np.arange(len(y)))
+    assert clustered["auc_high"] - clustered["auc_low"] > 1.8 * (naive["auc_high"] - naive["auc_low"])
+
+
+def test_a_resample_of_one_class_is_left_out():
+    scores = metrics.score(np.array([0, 1, 1]), np.array([0.2, 0.9, 0.4]), np.arange(3))
+    assert scores["auc"] == scores["auc_low"] == scores["auc_high"] == 1
+
+
+def test_intervals_repeat_for_a_seed():
+    y, p, units = simulated(30, 2)
+    assert metrics.score(y, p, units, 5) == metrics.score(y, p, units, 5) != metrics.score(y, p, units, 6)
+
+
+def test_the_interval_is_that_of_an_independent_bootstrap():
+    y, p, units = simulated(60, 0)
+    rows = [np.flatnonzero(units == name) for name in np.unique(units)]
+
+    def auc(drawn):
+        taken = np.concatenate([rows[i] for i in drawn])
+        return roc_auc_score(y[taken], p[taken])
+
+    independent = bootstrap(
+        (np.arange(len(rows)),),
+        auc,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    ours = metrics.score(y, p, units)
+    assert ours["auc_low"] == pytest.approx(independent.confidence_interval.low, abs=0.015)
+    assert ours["auc_high"] == pytest.approx(independent.confidence_interval.high, abs=0.015)
+
+
+def test_several_trainings_are_scored_by_their_mean():
+    y, p, units = simulated(40, 3)
+    worse = np.clip(p + np.random.default_rng(0).normal(0, 0.3, len(p)), 0.01, 0.99)
+    first, second, both = (metrics.score(y, q, units) for q in (p, worse, np.stack([p, worse])))
+    assert np.isclose(both["auc"], (first["auc"] + second["auc"]) / 2)
+    assert both["auc_low"] < both["auc"] < both["auc_high"]
+
+
+def test_a_paired_comparison_is_sharper_than_two_intervals():
+    y, p, units = simulated(40, 4)
+    worse = np.clip(p + np.random.default_rng(0).normal(0, 0.2, len(p)), 0.01, 0.99)
+    difference = metrics.paired(y, p, worse, units)
+    better, lesser = metrics.score(y, p, units), metrics.score(y, worse, units)
+    assert np.isclose(difference["value"], better["auc"] - lesser["auc"])
+    assert better["auc_low"] < lesser["auc_high"], "the two intervals overlap"
+    assert difference["low"] > 0 and difference["p_value"] < 0.01, "yet the difference is plain"
+    turned = metrics.paired(y, worse, p, units)
+    assert np.isclose(turned["value"], -difference["value"]) and turned["p_value"] == difference["p_value"]
+
+
+def test_equal_models_differ_by_chance_only_about_as_often_as_5_percent():
+    false_alarms = 0
+    for seed in range(200):
+        y, p, units = simulated(80, seed)
+        rng = np.random.default_rng(10_000 + seed)  # not the draws of the simulation itself
+        noise = [np.repeat(rng.normal(0, 0.5, 80), 10) for _ in range(2)]  # alike within a patient
+        first, second = (1 / (1 + np.exp(-(np.log(p / (1 - p)) + n))) for n in noise)
+        false_alarms += metrics.paired(y, first, second, units, seed=seed)["p_value"] < 0.05
+    assert 0.01 <= false_alarms / 200 <= 0.1
+
+
+def test_no_difference_has_a_p_value_of_one():
+    y, p, units = simulated(20, 5)
+    assert metrics.paired(y, p, p, units) == {"value": 0, "low": 0, "high": 0, "p_value": 1}
+
+
+def test_holm_is_the_textbook_example():
+    assert np.allclose(metrics.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm(np.array([0.9, 0.8])).max() == 1
+
+
+def test_over_folds_each_fold_is_ranked_by_itself():
+    y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9])  # the second fold's scores are all higher
+    assert metrics.score(y, p, np.arange(4))["auc"] == 0.75
+    score = metrics.over_folds(y, p, np.array([0, 0, 1, 1]), np.arange(4))
+    assert score["auc"] == 1 and score["n"] == 4
+
+
+def test_a_mean_lies_in_its_interval_that_patients_widen():
+    _, p, units = simulated(40, 0)
+    mean, clustered = metrics.mean(p, np.arange(len(p))), metrics.mean(p, units)
+    assert mean["value"] == clustered["value"] == pytest.approx(p.mean())
+    assert clustered["low"] < mean["low"] < mean["value"] < mean["high"] < clustered["high"]
+
+
+def test_the_confusion_matrix_counts_and_divides_by_the_truth():
+    y, called = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+    table = metrics.confusion(y, called, np.arange(6)).set_index(["truth", "called"])
+    assert table["patches"].to_dict() == {
+        ("benign", "benign"): 3,
+        ("benign", "malignant"): 1,
+        ("malignant", "benign"): 1,
+        ("malignant", "malignant"): 1,
+    }
+    assert table.loc[("benign", "benign"), "value"] == 0.75 and table.loc[("malignant", "malignant"), "value"] == 0.5
+    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+
+
+def test_curves_enclose_the_auc_and_their_bands_the_curves():
+    y, p, units = simulated(60, 3)
+    table = metrics.curves(y, p, units)
+    roc, pr = (table[table["curve"] == name] for name in ("ROC", "PR"))
+    assert np.trapezoid(roc["value"], roc["x"]) == pytest.approx(roc_auc_score(y, p), abs=0.01)
+    assert np.trapezoid(pr["value"], pr["x"]) == pytest.approx(average_precision_score(y, p), abs=0.02)
+    assert pr["value"].iloc[-1] == pytest.approx(y.mean())
+    assert (table["low"] <= table["value"] + 1e-9).mean() > 0.95 and (
+        table["value"] <= table["high"] + 1e-9
+    ).mean() > 0.95
+
+
+def test_every_patch_gets_the_mean_of_its_nodule():
+    table = pd.DataFrame({"nodule": list("baab"), "p": [0.4, 0.1, 0.3, 0.8], "y": [1, 0, 0, 1]}, index=[7, 3, 5, 1])
+    merged = metrics.over_slices(table, ["p"])
+    assert merged["p"].to_dict() == pytest.approx({7: 0.6, 3: 0.2, 5: 0.2, 1: 0.6})
+    assert merged[["nodule", "y"]].equals(table[["nodule", "y"]])
+
+
+def test_slices_that_graze_a_nodule_do_not_count_where_their_order_is_known():
+    table = pd.DataFrame({"nodule": list("aaaabbc"), "slice_index": [30, 10, 40, 20, 1, 2, 9]})
+    table["p"] = [0.6, 0.0, 1.0, 0.5, 0.2, 0.4, 0.9]
+    assert metrics.over_slices(table, ["p"])["p"].tolist() == pytest.approx([0.55] * 4 + [0.3] * 2 + [0.9])
+
+
+def test_every_two_models_are_compared_once_as_the_paired_bootstrap_does():
+    y, p, units = simulated(40, 4)
+    rng = np.random.default_rng(0)
+    worse, coin = np.clip(p + rng.normal(0, 0.2, len(p)), 0.01, 0.99), rng.random(len(p))
+    table = metrics.pairwise(y, {"p": p, "worse": worse, "coin": coin}, units)
+    assert table[["name", "other"]].values.tolist() == [["p", "worse"], ["p", "coin"], ["worse", "coin"]]
+    for metric in ("auc", "accuracy"):
+        difference, row = metrics.paired(y, p, worse, units, metric), table.iloc[0]
+        of_row = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"], row[f"{metric}_p"]]
+        assert of_row == list(difference.values())
+        assert np.array_equal(table[f"{metric}_holm"], metrics.holm(table[f"{metric}_p"].to_numpy()))
+
+
+def test_mcnemar_is_the_exact_binomial_test_of_the_discordant():
+    # 8 patches that only the first gets right, 2 that only the second does: 2 * (1 + 10 + 45) / 2**10
+    y = np.ones(20, dtype=int)
+    first = np.r_[np.ones(8), np.zeros(2), np.ones(10)]
+    second = np.r_[np.zeros(8), np.ones(2), np.ones(10)]
+    y, first, second = (np.r_[values, 0] for values in (y, first, second))
+    (row,) = metrics.pairwise(y, {"a": first, "b": second}, np.arange(21)).to_dict("records")
+    assert row["mcnemar"] == pytest.approx(2 * 56 / 1024) and row["accuracy"] == pytest.approx(6 / 21)
+    same = metrics.pairwise(y, {"a": first, "b": first}, np.arange(21))
+    assert same["mcnemar"].item() == 1
+
+
+def test_mcnemar_of_patches_is_too_sure_where_patients_bring_several():
+    alarms = {"mcnemar": 0, "accuracy_p": 0}
+    for seed in range(100):
+        y, p, units = simulated(60, seed)
+        rng = np.random.default_rng(10_000 + seed)
+        noise = [np.repeat(rng.normal(0, 1, 60), 10) for _ in range(2)]
+        scores = {name: 1 / (1 + np.exp(-(np.log(p / (1 - p)) + n))) for name, n in zip("ab", noise, strict=True)}
+        row = metrics.pairwise(y, scores, units, seed).iloc[0]
+        for name in alarms:
+            alarms[name] += row[name] < 0.05
+    assert alarms["accuracy_p"] <= 12 and alarms["mcnemar"] >= 25
+
+
+def test_shares_are_ratios_of_sums_and_empty_where_nothing_is_counted():
+    numerator, denominator = np.array([[1, 0], [0, 0], [1, 0.0]]), np.array([[1, 0], [1, 0], [1, 0.0]])
+    table = metrics.shares(numerator, denominator, np.arange(3))
+    assert table["value"].tolist()[0] == pytest.approx(2 / 3) and table.iloc[1].isna().all()
+    assert table["low"][0] < 2 / 3 < table["high"][0]
+
+
+def test_repeated_splits_are_less_sure_than_their_number():
+    values = np.random.default_rng(0).normal(0.05, 0.02, 15)
+    interval = metrics.over_repeats(values, 0.1)
+    naive = student.ppf(0.975, 14) * values.std(ddof=1) / np.sqrt(15)
+    assert interval["value"] == pytest.approx(values.mean())
+    assert interval["high"] - interval["value"] == pytest.approx(naive * np.sqrt(1 + 15 / 9))
+    assert interval["high"] - interval["value"] == pytest.approx(interval["value"] - interval["low"])

@@ -1,0 +1,232 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from nodules import course, paths, record
+from nodules.errors import InputError
+from nodules.report import cards, page, text
+
+FOREST = {"arguments": {"label": "AUC", "reference": 0.5}, "draw": "intervals"}
+FIGURE_1, FIGURE_21 = course.figure_name(1), course.figure_name(21)
+
+
+@pytest.fixture
+def keep(tmp_path, content):
+    """Write what a notebook keeps, as the module ``record`` does, with a figure for each name in ``figures``."""
+
+    def keep(lesson, figures, **more):
+        folder = tmp_path / "runs" / "x" / lesson.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (provenance,) = (run for run in content["runs"] if run["notebook"] == lesson.name)
+        for order, (name, heading) in enumerate(figures.items()):
+            about = {
+                "draw": "intervals",
+                "caption": f"All about {name}.",
+                "order": order,
+                "source": "LIDC phantom, seed 0",
+            }
+            arguments = {"label": "AUC", "reference": 0.5, "heading": heading}
+            record.write_json(folder / f"{name}.json", about | {"arguments": arguments} | provenance)
+            forest = {"table/name": ["ruler"], "table/value": [0.8], "table/low": [0.7], "table/high": [0.9]}
+            np.savez(folder / f"{name}.npz", **forest)
+        kept = {"provenance": provenance, "card": content["card"], "facts": content["facts"][lesson.name]}
+        kept |= {"rows": cards.rows_of(content, lesson), "tables": [], "left_out": []} | more
+        files = {path.name: paths.sha256(path) for path in folder.iterdir() if path.name != "results.json"}
+        record.write_json(folder / "results.json", kept | {"files": files})
+        return folder
+
+    return keep
+
+
+@pytest.fixture
+def run(keep, tmp_path):
+    """The folder of a run of which one notebook has kept a figure of the report and one beyond it."""
+    keep(course.DATA, {FIGURE_1: course.HEADINGS[FIGURE_1], "forest": "Forest"})
+    return tmp_path / "runs" / "x"
+
+
+def figures(*names):
+    return {name: {"title": f"Title of {name}", "caption": f"About {name}.", "source": "s"} for name in names}
+
+
+def section(report, heading):
+    """From a heading to the next of its rank or above."""
+    rank, rest = re.search(rf"<h(\d)[^>]*>{re.escape(heading)}(.*)", report, re.DOTALL).groups()
+    return re.split(rf"<h[1-{rank}]", rest)[0]
+
+
+def shown(content, folder, *names):
+    """The report with some figures, each a picture of its own."""
+    for name in names:
+        Image.new("L", (4, 4)).save(folder / f"{name}.png")
+    return page.page(content, figures(*names), [], folder)
+
+
+def test_the_report_is_one_page_with_everything_in_it(run, tmp_path):
+    report = page.build(run, tmp_path / "figures").read_text()
+    assert f"All about {FIGURE_1}." in report and "All about forest." in report and "<h3" in report
+    assert report.count("data:image/png;base64") == 2
+    assert report.count("Not made in this run") == len(course.FIGURES) - 1
+    for outside in ('src="http', "<script", "@import", "<link"):
+        assert outside not in report
+    places = [report.index(heading) for heading in course.HEADINGS.values()]
+    assert places == sorted(places)
+    assert "All about forest" in section(report, "Further figures")
+
+
+def test_every_figure_has_a_sidecar_and_old_ones_go(run, tmp_path):
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "old.png").write_bytes(b"")
+    (out / "old.json").write_text("{}")
+    page.build(run, out)
+    pictures = [f"{name}.{kind}" for name in (FIGURE_1, "forest") for kind in ("png", "json")]
+    assert {path.name for path in out.iterdir()} == {*pictures, "results.json", "report.html", *page.CARDS}
+    about = json.loads((out / f"{FIGURE_1}.json").read_text())
+    for key in ("notebook", "profile", "parameters", "git_revision", "data_sha256", "caption"):
+        assert about[key], key
+    assert "title" not in about and "arguments" not in about
+    assert Image.open(out / f"{FIGURE_1}.png").size[0] > 200
+    assert "| sha256 | 9d37 |" in (out / "data_card.md").read_text()
+
+
+def test_what_the_notebooks_kept_stands_in_the_results(run, tmp_path, content):
+    page.build(run, tmp_path / "figures")
+    written = json.loads((tmp_path / "figures" / "results.json").read_text())
+    assert list(written) == ["runs", "card", "facts", "rows", "tables", "left_out"]
+    assert written["facts"] == {course.DATA.name: content["facts"][course.DATA.name]}
+    assert written["rows"] == cards.rows_of(content, course.DATA) and written["runs"] == content["runs"][:1]
+
+
+def test_the_readme_gets_its_tables_between_their_marks(run, tmp_path):
+    readme = tmp_path / "README.md"
+    marked = "before\n{}\nold\n{}\nbetween\n{}\nold\n{}\nafter\n"
+    readme.write_text(marked.format(*page.RESULTS_MARKS, *page.NOTEBOOKS_MARKS))
+    page.build(run, tmp_path / "figures", readme)
+    written = readme.read_text()
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
+    assert "| diameter | 0.913 (0.863 to 0.943) |" in written.split("between")[0]
+    assert "(notebooks/01_data.ipynb)" in written.split("between")[1]
+    page.build(run, tmp_path / "figures", readme)
+    assert readme.read_text() == written
+    for marks in (page.RESULTS_MARKS, page.NOTEBOOKS_MARKS):
+        readme.write_text(f"{marks[0]}\n{marks[1]}\n")
+        with pytest.raises(InputError, match="lacks the lines"):
+            page.build(run, tmp_path / "figures", readme)
+
+
+def test_the_readme_lists_the_notebooks_of_the_course():
+    readme = paths.ROOT / "README.md"
+    assert page.with_notebooks(readme) == readme.read_text()
+    for lesson in course.LESSONS:
+        assert f"| [{lesson.name}](notebooks/{lesson.name}.ipynb) | {lesson.question} |" in readme.read_text()
+
+
+def test_the_report_lists_the_notebooks_of_the_course(content, tmp_path):
+    listed = section(shown(content, tmp_path), "The notebooks")
+    for lesson in course.LESSONS:
+        assert f"<code>{lesson.name}</code>" in listed and f"<td>{lesson.question}</td>" in listed
+
+
+def test_the_discussion_puts_our_rows_beside_the_cited_ones(content, tmp_path):
+    discussion = section(shown(content, tmp_path), "Is 0.95 good?")
+    rows = discussion.split("<tr>")
+    (ours,) = (row for row in rows if "<td>diameter</td>" in row)
+    assert "0.913 (0.863 to 0.943)" in ours and "LIDC phantom" in ours and course.DATA.name in ours
+    cited = pd.read_csv(text.TEMPLATES / "cited.csv")
+    measured = cited[cited["auc_low"].notna()]
+    assert len(measured) == 9 and measured["model"].str.startswith("This project on real patches").all()
+    for row in measured.itertuples():
+        assert f"<td>{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})</td>" in discussion
+    for accuracy in (0.95, 0.93, 0.81, 0.68, 0.59, 0.863):
+        (row,) = cited[cited["auc_low"].isna() & (cited["accuracy"] == accuracy)].itertuples()
+        (line,) = (line for line in rows if f"<td>{row.model}</td>" in line)
+        assert f"<td>{accuracy}</td>" in line and row.split in line and row.source in line
+    assert "is 0.932 to 0.965" in discussion and "62.2%" in discussion and "not stated" in discussion
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no notebook has been run"):
+        page.build(tmp_path, tmp_path / "figures")
+
+
+def test_what_was_changed_since_is_not_read(run, tmp_path):
+    path = run / course.DATA.name / "forest.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(InputError, match=r"forest\.json: not as 01_data wrote it"):
+        page.build(run, tmp_path / "figures")
+
+
+def test_figures_of_a_notebook_that_did_not_end_are_not_drawn(run, keep, tmp_path):
+    folder = keep(course.ARCHITECTURES, {"half": "Half"})
+    (folder / "results.json").unlink()
+    page.build(run, tmp_path / "out")
+    assert (tmp_path / "out" / f"{FIGURE_1}.png").exists() and not (tmp_path / "out" / "half.png").exists()
+
+
+def test_a_table_with_a_caption_stands_in_the_report(keep, tmp_path):
+    folder = keep(course.DATA, {}, tables=[{"name": "fruit", "caption": "A table of pears"}])
+    (folder / "fruit.csv").write_text("name,value\npear,0.12345\napple,\n")
+    tables = section(page.build(folder.parent, tmp_path / "figures").read_text(), "Tables")
+    assert "A table of pears" in tables and "<td>0.123</td>" in tables and "<td>–</td>" in tables
+
+
+def test_what_is_left_out_is_shown(keep, tmp_path):
+    folder = keep(course.DATA, {}, left_out=[{"what": "the ruler", "why": "nobody measured"}])
+    report = page.build(folder.parent, tmp_path / "out").read_text()
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["left_out"] == [{"what": "the ruler", "why": "nobody measured", "notebook": course.DATA.name}]
+    assert "the ruler, because nobody measured (01_data)" in section(report, "What this run leaves out")
+
+
+def test_each_figure_is_shown_once_and_in_its_section(content, tmp_path):
+    names = ("learning_curve", "radiologists", FIGURE_21, "extra")
+    report = shown(content, tmp_path, *names)
+    assert report.count("data:image/png;base64") == len(names)
+    assert "About learning_curve" in section(report, "Would more data help?")
+    assert "About radiologists" in section(report, "How does the model compare with a radiologist?")
+    assert f"About {FIGURE_21}" in section(report, course.HEADINGS[FIGURE_21])
+    assert "About extra" in section(report, "Further figures")
+
+
+def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):
+    report = shown(content, tmp_path)
+    assert "With all 579 training patients" in report and "extrapolates this to 0.896" in report
+    assert "in 94% (90% to 97%, consistent with the nominal 95%)" in report
+    assert "in 69% (62% to 75%, below the nominal 95%)" in report
+    assert "That gain can't be expected for new patients." in section(report, "How much of a score is leakage?")
+    assert "zoom lowers the AUC by 0.021 (95% interval 0.003 to 0.036)" in section(report, "Which augmentation helps?")
+
+
+def test_the_chapter_on_trust_claims_no_difference_that_was_not_shown(content, tmp_path):
+    facts = content["facts"][course.EVALUATION.name]
+    for name in ("inflation_auc", "zoom", "worst_shift_auc", "radiologist_gap"):
+        facts |= {f"{name}_low": -0.5, f"{name}_high": 0.5}
+    report = shown(content, tmp_path)
+    trust = report[report.index(course.EVALUATION.question + "<a") :]
+    assert trust.count("has no demonstrated effect on the AUC") == 3 and "No difference in AUC is shown" in trust
+    for claim in ("can't be expected", "raises", "lowers", "higher:", "lower:"):
+        assert claim not in trust
+
+
+def test_what_the_evaluation_left_out_is_said_to_be_missing(any_content, tmp_path):
+    report = shown(any_content, tmp_path)
+    facts = any_content["facts"].get(course.EVALUATION.name)
+    if facts is None:
+        assert "Not measured in this run" in section(report, course.EVALUATION.question)
+        return
+    optional = {"How much of a score is leakage?": "kept", "What happens on another scanner?": "worst_shift"}
+    optional |= {"How does the model compare with a radiologist?": "opinions"}
+    for heading, fact in optional.items():
+        assert ("Not measured in this run." in section(report, heading)) == (fact not in facts)
+
+
+def test_the_report_links_every_card(content, tmp_path):
+    report = shown(content, tmp_path)
+    assert set(page.CARDS) == {"data_card.md", "model_card.md", "claim.md"}
+    assert all(f'href="{name}"' in report for name in page.CARDS)
+    assert "LIDC phantom" in report and "Not read in this run" not in report
