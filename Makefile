@@ -50,7 +50,7 @@ endif
 
 PROFILES := $(basename $(notdir $(wildcard params/*.yaml)))
 ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
-$(error PROFILE=$(PROFILE): no such profile; take one of $(PROFILES))
+$(error PROFILE=$(PROFILE): no such profile; use one of $(PROFILES))
 endif
 # These characters, and spaces, are special to make or the shell
 SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % = $$ \#

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from nodules import paths
+from nodules import course, paths
 from nodules.tools import run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def page():
     """A page of the system's browser."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
         pytest.skip(f"no browser here: {', '.join(BROWSERS)}")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
         yield browser.new_page(viewport={"width": 1400, "height": 1000})
         browser.close()
 
@@ -45,7 +45,8 @@ def lab(smoke_run, tmp_path_factory):
     for path in paths.NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-        cell.source += "".join(f"\n{key} = {value!r}" for key, value in chosen.items() if key in run.parameters(path))
+        known = course.parameters(path)
+        cell.source += "".join(f"\n{key} = {value!r}" for key, value in chosen.items() if key in known)
         nbformat.write(notebook, folder / path.name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -87,7 +88,9 @@ def run_all(page, address, name):
 
 def pictures(page):
     """Widths of the pictures shown, as the browser decoded them."""
-    return page.locator(".jp-RenderedImage img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    return page.locator(".jp-RenderedImage img").evaluate_all(
+        "pictures => pictures.map(picture => picture.naturalWidth)"
+    )
 
 
 def test_the_pictures_are_seen(page, lab, tmp_path):
@@ -112,8 +115,8 @@ def test_the_widget_answers(page, lab, tmp_path):
     widget.scroll_into_view_if_needed()
 
     def seen():
-        source = widget.evaluate("async one => Array.from(new Uint8Array(await (await fetch(one.src)).arrayBuffer()))")
-        return hashlib.sha256(bytes(source)).hexdigest()
+        fetched = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+        return hashlib.sha256(bytes(widget.evaluate(fetched))).hexdigest()
 
     before = seen()
     handle = page.locator(".noUi-handle-upper")

@@ -15,4 +15,4 @@ def test_what_is_within_passes():
 def test_what_is_not_is_named_with_its_range_in_one_line(value):
     with pytest.raises(InputError) as caught:
         within(1, 10, first=3, repeats=value)
-    assert str(caught.value) == f"repeats={value}: out of range; take from 1 to 10"
+    assert str(caught.value) == f"repeats={value}: out of range; use 1 to 10"

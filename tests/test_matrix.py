@@ -8,9 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from nodules import paths
-from nodules.report.page import page
-from nodules.tools import run
+from nodules import course, paths
+from nodules.report import page
 
 SMALL = {
     "architectures": ["test_resnet"],  # the smallest network of timm
@@ -125,7 +124,7 @@ def write(path, arrays):
 
 def execute(notebook, chosen):
     """Run a notebook's cells in this process, which has imported all that they need, and show what they show."""
-    names, known = {"display": show}, run.parameters(notebook)
+    names, known = {"display": show}, course.parameters(notebook)
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "code":
             tree = ast.parse(cell.source)
@@ -152,9 +151,9 @@ def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name):
     write(data, make())
     for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         execute(notebook, SMALL | MORE.get(name, {}) | {"data": str(data), "run_dir": str(tmp_path / "run")})
-    page = page.build(tmp_path / "run", tmp_path / "figures").read_text()
+    report = page.build(tmp_path / "run", tmp_path / "figures").read_text()
     content = json.loads((tmp_path / "figures" / "results.json").read_text())
-    said = {one["what"] for one in content["left_out"]}
+    said = {part["what"] for part in content["left_out"]}
     assert said - CHANCE == expected | ALWAYS
-    assert all(one["what"] in page and one["why"] in page for one in content["left_out"])
+    assert all(part["what"] in report and part["why"] in report for part in content["left_out"])
     assert {row["notebook"] for row in content["rows"]} >= {"01_data", "02_architectures", "04_training"}

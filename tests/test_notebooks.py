@@ -7,37 +7,82 @@ import shutil
 import subprocess
 import sys
 
+import jinja2
 import nbformat
 import pandas as pd
 import pytest
+from jinja2 import nodes
 from safetensors.torch import load_file
 
 import soak
-from nodules import paths
+from nodules import course, paths
+from nodules.data.split import SPLITS
 from nodules.paths import ROOT
+from nodules.report import cards, text
 from nodules.tools import run
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-MOST_LINES = 20
+MOST_LINES, LONGEST = 20, 100  # of a code cell, characters of a line
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_prose_and_short_calls(path):
+@pytest.mark.parametrize("lesson", course.LESSONS, ids=lambda lesson: lesson.name)
+def test_a_notebook_is_prose_and_short_cells(lesson):
+    number, path = 1 + course.LESSONS.index(lesson), paths.NOTEBOOKS / f"{lesson.name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
-    assert notebook.cells[-1].cell_type == "markdown" and "does not show" in notebook.cells[-1].source
-    assert run.parameters(path)
+    first, last = notebook.cells[0], notebook.cells[-1]
+    assert first.cell_type == "markdown" and first.source.splitlines()[0] == f"# {number}. {lesson.question}"
+    assert last.cell_type == "markdown" and "does not show" in last.source
+    assert course.parameters(path)
     assert notebook.metadata.kernelspec.name == run.KERNEL
     for cell in code:
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert len(lines) <= MOST_LINES, f"{len(lines)} lines:\n{cell.source}"
-        defined = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-        assert not any(isinstance(node, defined) for node in ast.walk(ast.parse(cell.source))), cell.source
+        assert max(map(len, lines)) <= LONGEST, cell.source
         assert not cell.outputs and cell.execution_count is None, "commit notebooks without outputs"
-    imports = [i for i, cell in enumerate(code) if "import " in cell.source]
+    parsed = [list(ast.walk(ast.parse(cell.source))) for cell in code]
+    imports = [
+        i for i, cell in enumerate(parsed) if any(isinstance(node, ast.Import | ast.ImportFrom) for node in cell)
+    ]
     assert imports == [0], "one import cell, the first"
-    assert any("assert " in cell.source for cell in code)
+    calls = [ast.unparse(node) for cell in parsed for node in cell if isinstance(node, ast.Call)]
+    assert [call for call in calls if call.startswith("Study")] == [f"Study.open('{lesson.name}', globals())"]
+    assert any(isinstance(node, ast.Assert) for cell in parsed for node in cell)
+
+
+def test_only_the_first_notebook_is_told_which_patches_and_how_to_split_them():
+    for lesson in course.LESSONS:
+        names = course.parameters(paths.NOTEBOOKS / f"{lesson.name}.ipynb").keys()
+        of_data = {"data", "n_patches", "split_kind"}
+        assert names & of_data == (of_data if lesson is course.DATA else set())
+        assert {"seed", "run_dir"} <= names
+
+
+def test_the_text_names_only_what_the_notebooks_keep():
+    noted, drawn, lessons = {}, set(), dict(zip(cards.NOTEBOOKS, course.LESSONS, strict=True))
+    for name, lesson in lessons.items():
+        path = paths.NOTEBOOKS / f"{lesson.name}.ipynb"
+        known = list(ast.walk(ast.parse("\n".join(cell.source for cell in course.code_cells(path)))))
+        calls = [node for node in known if isinstance(node, ast.Call)]
+        facts = [call for call in calls if ast.unparse(call.func) == "study.fact"]
+        noted[name] = {keyword.arg for call in facts for keyword in call.keywords} | course.parameters(path).keys()
+        drawn |= {node.value for node in known if isinstance(node, ast.Constant)}
+    noted["data"] |= {f"n_{side}" for side in SPLITS}  # noted in one call for all sides
+    named, shown = set(), set()
+    for path in text.TEMPLATES.glob("*.*"):
+        template = jinja2.Environment().parse(path.read_text())
+        for got in template.find_all(nodes.Getattr):
+            if isinstance(got.node, nodes.Name) and got.node.name in lessons:
+                named.add((got.node.name, got.attr))
+        for call in template.find_all(nodes.Call):
+            first, *more = call.args or [None]
+            if isinstance(first, nodes.Name) and first.name in lessons and isinstance(more[0], nodes.Const):
+                named.add((first.name, more[0].value))
+            if isinstance(call.node, nodes.Getattr) and call.node.attr == "show" and isinstance(first, nodes.Const):
+                shown.add(first.value)
+    assert len(named) > 30 and len(shown) > 15
+    assert not {(lesson, name) for lesson, name in named if name not in noted[lesson]}
+    assert shown <= drawn
 
 
 PAGE = "figures/smoke-phantom/report.html"  # what make figures makes
@@ -77,7 +122,7 @@ def test_every_figure_is_seen_once_and_described(smoke, path):
     described = [output.metadata["image/png"]["alt"] for output in figures]
     assert len(figures) == len(kept) == len(set(described)) > 0
     for about in kept:
-        assert any(about["caption"].partition("{")[0] in text for text in described)
+        assert any(about["caption"] in text for text in described)
 
 
 def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
@@ -85,10 +130,11 @@ def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
     content = json.loads((folder / "results.json").read_text())
     assert content["card"]["simulation"] and content["card"]["patches"] == 600
     assert {row["notebook"] for row in content["rows"]} <= {path.stem for path in NOTEBOOKS}
-    page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64") == len(list(folder.glob("*.png")))
-    for number in sorted(set(page.FIGURES) - {5, 6, 7}):  # of networks that this profile leaves out
-        assert (folder / f"fig{number:02d}.png").exists() and page.FIGURES[number] in page
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png;base64") == len(list(folder.glob("*.png")))
+    for number in sorted(set(course.FIGURES) - {5, 6, 7}):  # of networks that this profile leaves out
+        name = course.figure_name(number)
+        assert (folder / f"{name}.png").exists() and course.HEADINGS[name] in report
     for about in map(json.loads, (path.read_text() for path in folder.glob("*.json") if path.stem != "results")):
         assert "simulation" in about["source"]
 
@@ -111,9 +157,11 @@ def test_a_second_make_runs_nothing(smoke):
     ("changed", "runs"),
     [
         ("src/nodules/plots.py", False),
-        ("src/nodules/report.py", False),
-        ("src/nodules/split.py", True),
-        ("src/nodules/phantom.py", True),
+        ("src/nodules/report/page.py", False),
+        ("src/nodules/report/templates/trust.md", False),
+        ("src/nodules/study.py", True),
+        ("src/nodules/data/split.py", True),
+        ("src/nodules/data/phantom.py", True),
         ("notebooks/01_data.ipynb", True),
         ("params/smoke.yaml", True),
         ("params/demo.yaml", None),
@@ -152,14 +200,24 @@ def test_maps_are_measured_for_every_architecture_against_controls(smoke):
 
 def test_headless_the_widget_leaves_a_picture(smoke):
     cells = nbformat.read(ROOT / "runs" / "smoke-phantom" / "06_interpretation.ipynb", as_version=4).cells
-    (cell,) = (cell for cell in cells if "explore.Explorer(" in cell.source)
+    (cell,) = (cell for cell in cells if "explorer.Explorer(" in cell.source)
     (shown,) = (output.data for output in cell.outputs if "data" in output)
     assert "image/png" in shown and "application/vnd.jupyter.widget-view+json" in shown
 
 
-def test_a_change_in_training_code_leaves_the_data_notebook_alone(smoke):
-    planned = make("-n", "-W", "src/nodules/learners.py", PAGE).stdout
-    assert "run notebooks/02" in planned and "run notebooks/04" in planned and "run notebooks/01" not in planned
+@pytest.mark.parametrize(
+    ("changed", "redone"),
+    [
+        ("networks/heads.py", course.LESSONS),
+        ("networks/finetune.py", [course.WHOLE, course.EVALUATION]),
+        ("networks/small.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION]),
+        ("networks/maps.py", [course.INTERPRETATION]),
+        ("evaluation/experiments.py", [course.EVALUATION]),
+    ],
+)
+def test_a_change_in_code_leaves_alone_what_does_not_use_it(smoke, changed, redone):
+    planned = make("-n", "-W", f"src/nodules/{changed}", PAGE).stdout
+    assert [lesson for lesson in course.LESSONS if f"run notebooks/{lesson.name}" in planned] == list(redone)
 
 
 def test_predictions_are_the_product(smoke):
@@ -177,22 +235,26 @@ def test_predictions_are_the_product(smoke):
 @pytest.mark.parametrize(
     ("notebook", "parameter", "words"),
     [
+        ("01_data", "split_kind=odd", "split_kind='odd': unknown; use one of auto, patient, random"),
         ("02_architectures", "architectures=[resnet35]", "architecture='resnet35': no such network"),
-        ("02_architectures", "pool=some", "pool='some': no such pooling"),
-        ("02_architectures", "compare_lr=-0.1", "lr=-0.1: a learning rate is above 0"),
+        ("02_architectures", "pool=some", "pool='some': unknown; use one of last, all"),
+        ("02_architectures", "compare_lr=-0.1", "compare_lr=-0.1: out of range"),
         ("02_architectures", "compare_seeds=[]", "compare_seeds=[]: out of range"),
-        ("03_learning_rate", "views=0", "k=0: out of range; take from 1 to 1000"),
-        ("05_whole_network", "folds=1", "folds=1: out of range; take from 2 to 10"),
+        ("03_learning_rate", "views=0", "views=0: out of range; use 1 to 1000"),
+        ("04_training", "rule=median", "rule='median': unknown; use one of mean, log, beta"),
+        ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
         ("06_interpretation", "cases=-1", "cases=-1: out of range"),
         ("07_evaluation", "shifted=0", "shifted=0: out of range"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebook, parameter, words):
     command = [sys.executable, "-m", "nodules", "run", f"notebooks/{notebook}.ipynb", str(tmp_path / "o.ipynb")]
-    command += ["-p", parameter, "-p", f"run_dir={tmp_path}", "-p", "data=absent.npz"]
+    command += ["-p", parameter, "-p", f"run_dir={tmp_path}"]  # no notebook has been run there
+    command += ["-p", "data=absent.npz"] if notebook == course.DATA.name else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and words in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["o.failed.ipynb"]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +278,8 @@ def test_any_name_of_data_has_a_folder_of_its_own(name, folder):
     planned = make("-n", f"figures/{folder}/report.html", "PROFILE=demo", f"DATA={name}").stdout
     told = "./phantom" if name == "phantom/" else name.rstrip("/")
     assert f'-p data="{told}" -p run_dir="runs/{folder}"' in planned and "--readme" not in planned
+    assert planned.count("-p data=") == 1, "only the first notebook reads the data"
+    assert planned.count(f'-p run_dir="runs/{folder}"') == len(NOTEBOOKS)
 
 
 def test_what_lies_beside_the_data_is_left_alone(tmp_path):
@@ -250,7 +314,7 @@ def test_bare_make_prints_every_target():
 @pytest.mark.parametrize("setting", ["PROFILE=nope", "PROFILE=smoke demo", "PROFILE=%", "PROFILE="])
 def test_an_unknown_profile_is_named_in_one_line(setting):
     done = make("figures", setting)
-    assert done.returncode == 2 and f"{setting}: no such profile; take one of" in done.stderr
+    assert done.returncode == 2 and f"{setting}: no such profile; use one of" in done.stderr
     assert "smoke" in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
@@ -259,5 +323,5 @@ def test_an_unknown_profile_is_named_in_one_line(setting):
 )
 def test_a_name_that_make_or_the_shell_would_take_apart_is_refused(name):
     done = make("figures", "PROFILE=smoke", f"DATA={name}")
-    assert done.returncode == 2 and "a name with a space or a sign that" in done.stderr
+    assert done.returncode == 2 and "contains a space or a character that is special" in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout

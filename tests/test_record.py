@@ -96,7 +96,7 @@ def test_figures_are_kept_in_the_order_in_which_they_were_drawn(finished):
 def test_a_figure_that_no_longer_fits_says_so(finished):
     path = finished.folder / "forest.json"
     path.write_text(path.read_text().replace('"reference"', '"luck"'))
-    with pytest.raises(InputError, match=r"forest\.json: no longer drawn by plots\.intervals"):
+    with pytest.raises(InputError, match=r"forest\.json: plots\.intervals can't draw it"):
         record.redraw(path)
 
 
@@ -192,23 +192,23 @@ def test_a_choice_is_read_back_or_named_as_missing(finished, kept):
     finished.choice("network", architecture="resnet50", size=64)
     assert kept().choice("network") == {"architecture": "resnet50", "size": 64}
     assert kept().parameters == {"seed": 3}
-    with pytest.raises(InputError, match=r"rate\.choice: not there; run 01_data first"):
+    with pytest.raises(InputError, match=r"rate\.choice: missing; run 01_data first"):
         kept().choice("rate")
-    with pytest.raises(InputError, match="run 02_architectures first, to its end"):
+    with pytest.raises(InputError, match="run 02_architectures to its end first"):
         kept("02_architectures")
 
 
 def test_what_was_written_after_the_end_is_not_read(finished, kept):
     earlier = kept()
     finished.choice("network", size=64)
-    with pytest.raises(InputError, match=r"network\.choice: not there; run 01_data first"):
+    with pytest.raises(InputError, match=r"network\.choice: missing; run 01_data first"):
         earlier.choice("network")
 
 
 def test_a_notebook_that_did_not_end_has_kept_nothing(finished, card):
     other = Record("02_architectures", finished.run_dir, {"seed": 3}, card, "patient")
     other.choice("network", size=64)
-    with pytest.raises(InputError, match="run 02_architectures first, to its end"):
+    with pytest.raises(InputError, match="run 02_architectures to its end first"):
         Earlier(finished.run_dir, "02_architectures")
 
 
@@ -219,9 +219,9 @@ def test_what_was_changed_or_damaged_since_is_not_read(finished, kept):
     for name, read in (("network.choice", earlier.choice), ("split.csv", earlier.table)):
         path = finished.folder / name
         path.write_text(path.read_text().replace("64", "65"))
-        with pytest.raises(InputError, match=rf"{name}: not as 01_data wrote it; run 01_data again"):
+        with pytest.raises(InputError, match=rf"{name}: changed since 01_data wrote it; run 01_data again"):
             read(path.stem)
-        with pytest.raises(InputError, match=rf"{name}: not as 01_data wrote it"):
+        with pytest.raises(InputError, match=rf"{name}: changed since 01_data wrote it"):
             earlier.file(name)
     for content in ("", "[]", "{}", '{"files": 3}', "\xff", '{"files": {'):
         (finished.folder / "results.json").write_text(content, encoding="latin-1")

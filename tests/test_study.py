@@ -89,7 +89,7 @@ def test_a_number_is_taken_from_its_range_ends_included(name):
     for value in (least - 1e-9, most + 1e-3, -1, float("nan"), float("inf"), [], [least, most + 1]):
         with pytest.raises(InputError) as caught:
             study.check({"run_dir": "x", name: value})
-        assert str(caught.value) == f"{name}={value}: out of range; take from {least} to {most}"
+        assert str(caught.value) == f"{name}={value}: out of range; use {least} to {most}"
 
 
 @pytest.mark.parametrize("name", study.CHOICES)
@@ -100,7 +100,7 @@ def test_a_choice_is_one_of_those_named(name):
         with pytest.raises(InputError) as caught:
             study.check({name: value})
         known = ", ".join(str(choice) for choice in study.CHOICES[name])
-        assert str(caught.value) == f"{name}={value!r}: unknown; take one of {known}"
+        assert str(caught.value) == f"{name}={value!r}: unknown; use one of {known}"
 
 
 def test_an_architecture_is_one_that_is_known():
@@ -177,17 +177,17 @@ def test_other_patches_than_those_of_the_first_notebook_are_refused(opened, firs
     first()
     others = own | {name: change(own.get(name))}
     np.savez(tmp_path / "own.npz", **{key: array for key, array in others.items() if array is not None})
-    with pytest.raises(InputError, match="01_data: made from other patches than these; run 01_data again"):
+    with pytest.raises(InputError, match="01_data: made from different patches; run 01_data again"):
         opened(course.TRAINING)
 
 
 def test_without_the_first_notebook_the_others_say_so(opened, first, own, tmp_path):
-    with pytest.raises(InputError, match="run 01_data first, to its end"):
+    with pytest.raises(InputError, match="run 01_data to its end first"):
         opened(course.EVALUATION)
     opening = first()
     path = opening.folder / "split.csv"
     path.write_text(path.read_text().replace("valid", "train"))
-    with pytest.raises(InputError, match=r"split\.csv: not as 01_data wrote it; run 01_data again"):
+    with pytest.raises(InputError, match=r"split\.csv: changed since 01_data wrote it; run 01_data again"):
         opened(course.EVALUATION)
 
 
@@ -261,5 +261,5 @@ def test_the_model_is_the_network_with_the_head_that_was_kept(trained, opened):
 
 def test_a_network_that_was_not_chosen_yet_is_named(first, opened):
     first()
-    with pytest.raises(InputError, match="run 02_architectures first, to its end"):
+    with pytest.raises(InputError, match="run 02_architectures to its end first"):
         opened(course.TRAINING).body()

@@ -1,6 +1,6 @@
-"""The cache of what takes long to make: each file under a key of all that it depends on, and checked when it is read.
+"""A cache of slow results: each file has a key of everything that it depends on, and is verified when read.
 
-A file ``<stem>-<key>.<suffix>`` has a note beside it, ``<stem>-<key>.json``, with its SHA-256 and what its maker noted.
+A file ``<stem>-<key>.<suffix>`` has a note beside it, ``<stem>-<key>.json``, with its SHA-256 and its maker's notes.
 """
 
 import hashlib
@@ -11,16 +11,16 @@ from typing import Any
 
 from nodules import paths
 
-DIGITS = 16  # of the key's hash in a file's name
+DIGITS = 16  # of the key's hash in a file name
 
 
 def place(stem: str, suffix: str, key: Mapping[str, Any]) -> Path:
-    """Where a file is kept.
+    """The path of a cached file.
 
     Args:
-        stem: what the file is, for people.
+        stem: human-readable start of its name.
         suffix: of its name, such as ``npz``.
-        key: all that its content depends on: text, numbers, None, lists and dictionaries of them.
+        key: everything that its content depends on: text, numbers, None, lists and dictionaries of them.
     """
     text = json.dumps(key, sort_keys=True, default=lambda number: number.item())
     return paths.cache() / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}.{suffix}"
@@ -29,16 +29,12 @@ def place(stem: str, suffix: str, key: Mapping[str, Any]) -> Path:
 def kept(
     stem: str, suffix: str, key: Mapping[str, Any], make: Callable[[Path], dict[str, Any] | None]
 ) -> tuple[Path, dict[str, Any]]:
-    """Find a file in the cache, or make it if it is missing or not as it was written.
+    """Find a file in the cache, or make it if it is missing or damaged.
 
-    Args:
-        stem: as for :func:`place`.
-        suffix: as for :func:`place`.
-        key: as for :func:`place`.
-        make: writes the file to the path that it is given; what it returns is noted beside the file.
+    ``make`` writes the file to a given path; what it returns is noted beside it. Other arguments as for :func:`place`.
 
     Returns:
-        The file's path; what ``make`` returned when the file was made, and the file's ``sha256``.
+        The file's path; what ``make`` returned, with the file's ``sha256``.
 
     Raises:
         InputError: the cache can't be written to.
@@ -49,15 +45,15 @@ def kept(
         with paths.replacing(path) as temporary:
             made = make(temporary) or {}
             text = json.dumps(made | {"sha256": paths.sha256(temporary)}, default=lambda number: number.item())
-            # The note first, so that there is never a file without one; a note without its file makes the file anew
+            # The note first: no file is ever without one, and a note without its file is ignored
             with paths.replacing(path.with_suffix(".json")) as beside:
                 beside.write_text(text, encoding="utf-8")
-        note = json.loads(text)  # the same as a later reading returns
+        note = json.loads(text)  # the same as on later calls
     return path, note
 
 
 def _note(path: Path) -> dict[str, Any] | None:
-    """The note beside a file; None unless both are there and the file is as it was written."""
+    """The note beside a file; None if either is missing or damaged."""
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return note if paths.sha256(path) == note["sha256"] else None

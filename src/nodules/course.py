@@ -86,10 +86,10 @@ def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def parameters(notebook: Path) -> dict[str, Any]:
-    """Names and defaults in a notebook's one ``parameters`` cell, which holds only assignments of literals.
+    """Names and defaults in a notebook's ``parameters`` cell, which may only assign literals.
 
     Raises:
-        InputError: no notebook, no such cell or several, or a statement that is not an assignment of a literal.
+        InputError: an unreadable notebook, no or several such cells, or a statement that does not assign a literal.
     """
     cells = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -108,10 +108,10 @@ def parameters(notebook: Path) -> dict[str, Any]:
 
 
 def typed(name: str, value: Any, default: Any) -> Any:
-    """A parameter's value as the type of its default: a float where 3 or ``1e-3``, which YAML reads as text, is given.
+    """A parameter's value in the type of its default; a float may be given as 3 or ``1e-3``, which YAML reads as text.
 
     Raises:
-        InputError: a value of another type, or one that can't be computed with.
+        InputError: a value of another type, or not a usable one.
     """
     if isinstance(default, float) and type(value) in (int, str):
         with suppress(ValueError, OverflowError):

@@ -1,6 +1,6 @@
 """Errors that a user can cause, each reported in one line."""
 
-SEEDS = 2**32 - 1  # the largest seed that all libraries take
+SEEDS = 2**32 - 1  # the largest seed that all libraries accept
 
 
 class InputError(ValueError):
@@ -12,7 +12,7 @@ class NotebookFailed(RuntimeError):
 
 
 def within(least: float, most: float, **named: float | list) -> None:
-    """Check that each named number, or every number of a named list, lies between ``least`` and ``most``.
+    """Check that each named number, or every number in a named list, lies between ``least`` and ``most``.
 
     Raises:
         InputError: a number is out of range, or a list is empty.
@@ -20,9 +20,9 @@ def within(least: float, most: float, **named: float | list) -> None:
     for name, value in named.items():
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(least <= number <= most for number in numbers):
-            raise InputError(f"{name}={value}: out of range; take from {least} to {most}")
+            raise InputError(f"{name}={value}: out of range; use {least} to {most}")
 
 
 def in_brief(error: Exception) -> str:
-    """An error's own text on one line, at most 200 characters, to be quoted in a message."""
+    """An error's text on one line, at most 200 characters, to quote in a message."""
     return " ".join(str(error).split())[:200]

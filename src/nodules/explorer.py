@@ -1,4 +1,4 @@
-"""Pick a patch and see what the network makes of it: a widget, and a still picture where no kernel answers."""
+"""A widget that shows how the network sees a patch, and a still picture for when no kernel is running."""
 
 import base64
 from typing import Any
@@ -20,7 +20,7 @@ SHOWN = {"both classes": [0, 1], "benign": [0], "malignant": [1]}
 
 
 def titles(table: pd.DataFrame) -> list[str]:
-    """Two lines for each patch: its ``id``; its probability ``p_tta``, and ratings and patient where they are known."""
+    """Two lines per patch: its ``id``; its probability ``p_tta``, with ratings and patient where known."""
     lines = []
     for row in table.to_dict("records"):
         parts = [f"p {row['p_tta']:.2f}"]
@@ -34,14 +34,14 @@ class Explorer:
     """Choose a class and a range of probabilities, then a patch; see its views, its map and its probability.
 
     Args:
-        table: a row a patch: ``id, y, p_tta, patient``, and ``ratings`` where known.
+        table: one row per patch: ``id, y, p_tta, patient``, and ``ratings`` where known.
         images: the same patches, (N, 64, 64).
-        network: with ``taps``, as :class:`nodules.networks.network.Network`.
-        stage: whose maps Grad-CAM weighs.
-        window: pixel values shown black and white.
+        network: with ``taps``, like :class:`nodules.networks.network.Network`.
+        stage: whose maps Grad-CAM weights.
+        window: pixel values shown as black and white.
 
-    Where widgets can't be shown, as in an executed notebook on a web page, the patches with the highest, a middle and
-    the lowest probability stand in their place.
+    Where widgets don't work, as in an executed notebook on a web page, the patches with the highest, a middle and the
+    lowest probability are shown instead.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Explorer:
         self._list()
 
     def rows(self) -> np.ndarray:
-        """Patches of the class and range chosen, the surest malignant first."""
+        """Patches in the chosen class and range, the highest probability first."""
         fit = self.table["y"].isin(SHOWN[self.kind.value]) & self.table["p_tta"].between(*self.range.value)
         return np.flatnonzero(fit)
 
@@ -90,6 +90,6 @@ class Explorer:
         self.picture.value = b"" if self.patch.value is None else plots.png(self.draw(self.patch.value), DPI)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """Both forms; a front end takes the best that it can show."""
+        """Both forms; a front end picks the best that it can show."""
         still = base64.b64encode(plots.png(self.still(), DPI)).decode()
         return {**self.box._repr_mimebundle_(**options), "image/png": still}

@@ -1,4 +1,4 @@
-"""Where things live, and how a file is written so that it is never seen half done."""
+"""Where files are, and how they are written atomically."""
 
 import errno
 import fcntl
@@ -14,37 +14,37 @@ from nodules.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
-PARTIAL = ".partial-"  # how the name of a file begins while it is being written
+PARTIAL = ".partial-"  # prefix of the name of a file that is being written
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
 
 def resolve(path: str | Path) -> Path:
-    """A path as a user gives it: absolute, or relative to the project's root wherever the caller stands."""
+    """A user's path, made absolute: relative to the project's root, whatever the working directory."""
     return (ROOT / Path(path).expanduser()).resolve()
 
 
 def cache() -> Path:
-    """The folder for what takes long to make: ``.cache``, or the one that the variable ``NODULES_CACHE`` names."""
+    """The cache folder: ``.cache``, or the one that the environment variable ``NODULES_CACHE`` names."""
     named = os.environ.get("NODULES_CACHE")
     return resolve(named) if named else ROOT / ".cache"
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its name when the block ends well, and goes if not.
+    """Yield a temporary path beside ``path``, which it replaces if the block succeeds.
 
-    The writer holds a lock on the temporary file, which the system releases when the writer is killed. So what killed
-    writers left behind in this folder can be told from what others are writing now, and is removed here. Where the
-    file system has no locks, as some network drives, what they left stays.
+    The writer locks the temporary file, and the system releases the lock if the writer is killed. So files left behind
+    by killed writers can be told from those being written, and are removed here. On file systems without locks, such
+    as some network drives, they stay.
 
     Raises:
-        InputError: there is no room, or no right to write.
+        InputError: no space, or no permission to write.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, temporary = _locked(path)
         try:
             yield temporary
-            with suppress(PermissionError):  # drives of Windows know no modes
+            with suppress(PermissionError):  # Windows drives have no modes
                 temporary.chmod(0o644)
             temporary.replace(path)
         finally:
@@ -63,19 +63,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in one line that a file can't be written."""
+    """Raise InputError if a file can't be written."""
     try:
         yield
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         raise InputError(
-            f"{path}: can't be written ({error.strerror}); make room, or name a folder that you may write to"
+            f"{path}: can't be written ({error.strerror}); free up space, or choose a writable folder"
         ) from error
 
 
 def _locked(path: Path) -> tuple[int, Path]:
-    """A new temporary file beside ``path``, locked; again where another writer took it for a remnant meanwhile."""
+    """A new, locked temporary file beside ``path``; retried if another writer removed it before it was locked."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem}-", suffix=path.suffix)
         with suppress(OSError):
@@ -86,7 +86,7 @@ def _locked(path: Path) -> tuple[int, Path]:
 
 
 def _remove_unlocked(path: Path) -> None:
-    # NFS locks only what is open for writing. It is gone, locked by its writer, or can't be locked: leave it
+    # NFS locks only files open for writing. Errors: it is gone, locked by its writer, or can't be locked
     with suppress(OSError), path.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)

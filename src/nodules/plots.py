@@ -1,6 +1,6 @@
-"""Tables and arrays to figures: no model, no file. Every function returns a Figure and takes plain data.
+"""Figures from plain tables and arrays, without models or files.
 
-Colours are seaborn's colour-blind-safe palette: blue is benign, orange malignant, everywhere.
+Colours are seaborn's colour-blind-safe palette: benign is blue, malignant orange, everywhere.
 """
 
 import io
@@ -17,33 +17,33 @@ from nodules.errors import InputError
 
 sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"image.cmap": "gray"})
 BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
-LAID_OVER = 0.8  # opacity of an activation map where it is highest; where it is 0 the patch is seen unchanged
+LAID_OVER = 0.8  # opacity of an activation map at its maximum; at 0 it is transparent
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 DPI = 100
 
 
 def stamp(figure: Figure, text: str) -> Figure:
-    """Write below a figure where its data come from."""
+    """Write the data's source below a figure."""
     figure.supxlabel(text, x=0.99, ha="right", fontsize=8, color="0.4")
     return figure
 
 
 def title(figure: Figure) -> str:
-    """What stands above a figure."""
+    """The title above a figure."""
     return figure.get_suptitle() or figure.axes[0].get_title()
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """A figure as a picture."""
+    """A figure as PNG."""
     pixels = io.BytesIO()
     figure.savefig(pixels, dpi=dpi)
     return pixels.getvalue()
 
 
 def show_in_notebooks() -> None:
-    """Let a kernel show a figure as a picture with its label as the alternative text.
+    """Make a kernel show figures as images with their label as alternative text.
 
-    matplotlib-inline does so for figures made by pyplot only, and without an alternative text.
+    matplotlib-inline does so only for pyplot figures, and without alternative text.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
@@ -66,9 +66,9 @@ show_in_notebooks()
 def patch_grid(
     images: np.ndarray, titles: list[str], window: list[float], unit: str, heading: str, columns: int
 ) -> Figure:
-    """Patches (N, 64, 64) in rows of ``columns``, shown in ``window`` (low, high), with the scale beside them."""
+    """Patches (N, 64, 64) in rows of ``columns``, shown in ``window`` (low, high), with a colour bar."""
     if len(images) != len(titles):
-        raise InputError(f"{heading}: {len(images)} images but {len(titles)} titles; give one each")
+        raise InputError(f"{heading}: {len(images)} images but {len(titles)} titles; give one per image")
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * columns + 0.9, 1.42 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -83,7 +83,7 @@ def patch_grid(
 
 
 def class_counts(table: pd.DataFrame, heading: str) -> Figure:
-    """Bars of patches by split and class; ``table`` has ``split, class, patches``."""
+    """Numbers of patches by split and class; ``table`` has ``split, class, patches``."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     sns.barplot(table, x="split", y="patches", hue="class", palette=CLASS_COLOURS, saturation=1, ax=axis)
@@ -116,15 +116,15 @@ def intensity_histogram(table: pd.DataFrame, unit: str, heading: str) -> Figure:
 
 
 def diameter_by_class(table: pd.DataFrame, heading: str) -> Figure:
-    """Histogram and cumulative share of nodule diameters; ``table`` has ``diameter_mm, class``, a row a nodule."""
+    """Histogram and cumulative share of nodule diameters; ``table`` has ``diameter_mm, class``, one row each."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     shared = dict(x="diameter_mm", hue="class", palette=CLASS_COLOURS, hue_order=list(CLASS_COLOURS))
     sns.histplot(table, binwidth=2, ax=left, **shared)
     sns.ecdfplot(table, ax=right, legend=False, **shared)
     left.get_legend().set_title("")
-    left.set(xlabel="nodule diameter [mm]", ylabel="nodules", title="How many")
-    right.set(xlabel="nodule diameter [mm]", ylabel="share of the class", title="Share at most so wide")
+    left.set(xlabel="nodule diameter [mm]", ylabel="nodules", title="Nodules")
+    right.set(xlabel="nodule diameter [mm]", ylabel="share of the class", title="Cumulative share")
     right.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(heading)
     sns.despine(figure)
@@ -132,14 +132,14 @@ def diameter_by_class(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def patients_per_split(table: pd.DataFrame, heading: str) -> Figure:
-    """Patients in each split, and how many patches each brings; ``table`` has ``split, patches``, a row each."""
+    """Patients per split and patches per patient; ``table`` has ``split, patches``, one row per patient."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     sns.countplot(table, x="split", color=GREEN, saturation=1, ax=left)
     left.bar_label(left.containers[0], fontsize=9)
     sns.boxplot(table, x="split", y="patches", color=GREEN, saturation=1, width=0.5, ax=right)
     left.set(xlabel="", ylabel="patients", title="Patients")
-    right.set(xlabel="", ylabel="patches of one patient", title="Patches each of them brings", yscale="log")
+    right.set(xlabel="", ylabel="patches", title="Patches per patient", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     figure.suptitle(heading)
     sns.despine(figure)
@@ -147,7 +147,7 @@ def patients_per_split(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def intervals(table: pd.DataFrame, label: str, reference: float, heading: str) -> Figure:
-    """Values with intervals, a row each; ``table`` has ``name, value, low, high`` and may have ``part`` (a colour)."""
+    """Values with intervals; ``table`` has ``name, value, low, high`` and optionally ``part`` (a colour)."""
     names, parts = table["name"].unique(), table["part"].unique() if "part" in table else [""]
     figure = Figure(figsize=(9, 1.4 + (0.3 + 0.25 * len(parts)) * len(names)), layout="constrained")
     axis = figure.subplots()
@@ -169,9 +169,9 @@ def intervals(table: pd.DataFrame, label: str, reference: float, heading: str) -
 
 
 def training_curves(table: pd.DataFrame, heading: str) -> Figure:
-    """Loss and accuracy by epoch, mean and spread of seeds.
+    """Loss and accuracy by epoch, mean and range over seeds.
 
-    ``table`` has ``label`` (a colour each), ``seed, epoch, train_loss, valid_loss, accuracy``.
+    ``table`` has ``label`` (a colour), ``seed, epoch, train_loss, valid_loss, accuracy``.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -237,7 +237,7 @@ def lr_finder(curves: pd.DataFrame, suggestions: pd.DataFrame, chosen: float, he
         left.axvline(lr, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{name}: {lr:.1e}")
     left.legend(title="median suggestion", frameon=False, fontsize=9, title_fontsize=9)
     top = 2.5 * curves.loc[curves["lr"] < 1e-5, "loss"].median()
-    left.set(title="Loss on the way up", xscale="log", xlabel="learning rate", ylabel="smoothed loss", ylim=(0, top))
+    left.set(title="Loss by learning rate", xscale="log", xlabel="learning rate", ylabel="smoothed loss", ylim=(0, top))
     # jitter would differ from run to run
     sns.stripplot(suggestions, x="lr", y="name", color=BLUE, alpha=0.6, jitter=False, ax=right)
     right.axvline(chosen, color=GREEN, linewidth=2)
@@ -248,7 +248,7 @@ def lr_finder(curves: pd.DataFrame, suggestions: pd.DataFrame, chosen: float, he
 
 
 def schedules(table: pd.DataFrame, heading: str) -> Figure:
-    """The learning rate that the optimizer used, a panel a schedule; ``table`` has ``schedule, epoch, lr``."""
+    """Learning rates as the optimizer used them, one panel per schedule; ``table`` has ``schedule, epoch, lr``."""
     names = table["schedule"].unique()
     figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
@@ -274,13 +274,13 @@ def group_rates(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: list[float], heading: str) -> Figure:
-    """A network drawn from itself: a patch, then of every stage its shape, parameters and strongest feature maps.
+    """Diagram of a network: a patch, then each stage's shape, parameters and strongest feature maps.
 
     Args:
-        stages: a row each: ``name, channels, side, parameters``; the last row, without a side, is the head.
+        stages: one row each: ``name, channels, side, parameters``; the last row, without a side, is the head.
         image: the patch, (64, 64).
-        maps: R feature maps of every stage, (stages, R, height, width).
-        window: pixel values shown black and white.
+        maps: R feature maps per stage, (stages, R, height, width).
+        window: pixel values shown as black and white.
         heading: the title.
     """
     rows = maps.shape[1]
@@ -308,10 +308,10 @@ def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: l
 
 
 def phases(table: pd.DataFrame, heading: str) -> Figure:
-    """Losses before and after all layers are trained, a panel an arm; ``table`` has ``arm, part, done, loss``.
+    """Losses of the head alone, then of all layers, one panel per arm; ``table`` has ``arm, part, done, loss``.
 
-    ``done`` is the share of a training that is done: the head alone up to 0, then all layers up to 1. ``part`` is
-    ``train`` (by step) or ``valid`` (points).
+    ``done`` is training progress: the head alone up to 0, then all layers up to 1. ``part`` is ``train`` (by step) or
+    ``valid`` (points).
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
@@ -337,7 +337,7 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def confusion(table: pd.DataFrame, heading: str) -> Figure:
-    """Truth against call; ``table`` has ``truth, called, patches, value, low, high``, shares of the truth."""
+    """Confusion matrix; ``table`` has ``truth, called, patches``, ``value, low, high`` (shares of the true class)."""
     names = list(CLASS_COLOURS)
     figure = Figure(figsize=(7.4, 5.4), layout="constrained")
     axis = figure.subplots()
@@ -350,7 +350,7 @@ def confusion(table: pd.DataFrame, heading: str) -> Figure:
     axis.set(title=heading, xlabel="called", ylabel="truth")
     axis.set_xticks(range(2), names)
     axis.set_yticks(range(2), names, rotation=90, va="center")
-    figure.colorbar(shown, ax=axis, format=PercentFormatter(1), label="share of the truth")
+    figure.colorbar(shown, ax=axis, format=PercentFormatter(1), label="share of the true class")
     return figure
 
 
@@ -380,7 +380,7 @@ def curves(table: pd.DataFrame, prevalence: float, heading: str) -> Figure:
 def cases(
     images: np.ndarray, maps: np.ndarray, titles: list[str], window: list[float], heading: str, columns: int
 ) -> Figure:
-    """Patches (N, 64, 64), each with its activation map (N, 64, 64) in 0..1 laid over it, ``columns`` pairs a row."""
+    """Patches (N, 64, 64) beside their overlaid activation maps (N, 64, 64) in 0..1, ``columns`` pairs per row."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.9 * columns + 0.8, 1.95 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
@@ -393,7 +393,7 @@ def cases(
         shown = right.imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
         left.set_title(title, fontsize=8, loc="left")
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.015)
-    bar.set_label("evidence for malignant, of the highest", fontsize=9)
+    bar.set_label("relative evidence for malignant", fontsize=9)
     bar.solids.set_alpha(1)
     figure.suptitle(heading)
     return figure
@@ -408,15 +408,15 @@ def gallery(
     window: list[float],
     heading: str,
 ) -> Figure:
-    """Activation maps of one patch: a row a network; each method as computed, then laid over the patch.
+    """Activation maps of one patch, one row per network: each method as computed, then overlaid on the patch.
 
     Args:
         image: the patch, (64, 64).
-        mask: inside the nodule's outline, (64, 64); nothing is drawn where it is empty.
-        maps: (rows, 2 * methods, 64, 64) in 0..1; every second one is laid over.
-        rows: names.
-        columns: names of the methods, twice.
-        window: pixel values shown black and white.
+        mask: true inside the nodule, (64, 64); an empty one has no outline.
+        maps: (rows, 2 * methods, 64, 64) in 0..1; every second one is overlaid.
+        rows: names of the networks.
+        columns: titles of the maps, two per method.
+        window: pixel values shown as black and white.
         heading: the title.
     """
     figure = Figure(figsize=(1.7 * (1 + len(columns)) + 1.2, 1.65 * len(rows) + 0.9), layout="constrained")
@@ -442,14 +442,14 @@ def gallery(
 def inspection(
     image: np.ndarray, evidence: np.ndarray, seen: np.ndarray, p: np.ndarray, window: list[float], heading: str
 ) -> Figure:
-    """One patch, its activation map, and all views of it with the probability that each gets.
+    """One patch, its activation map, and its views with the probability of each.
 
     Args:
         image: the patch, (64, 64).
         evidence: its activation map, (64, 64) in 0..1.
         seen: its views, (V, 64, 64), V even.
         p: probability of malignancy of each view, (V,).
-        window: pixel values shown black and white.
+        window: pixel values shown as black and white.
         heading: the title.
     """
     half = len(seen) // 2
@@ -470,15 +470,15 @@ def inspection(
 def bands(
     table: pd.DataFrame, columns: int, xlabel: str, ylabels: list[str], heading: str, log: bool = False
 ) -> Figure:
-    """Lines with bands, a panel each for ``panel``, a colour each for ``name``.
+    """Lines with bands, one panel per ``panel``, one colour per ``name``.
 
     Args:
         table: ``panel, name, x, value, low, high``.
-        columns: panels in a row; those of a row share their vertical scale.
-        xlabel: below each column.
-        ylabels: beside each row.
+        columns: panels per row; a row shares its vertical scale.
+        xlabel: of each column.
+        ylabels: one per row.
         heading: the title.
-        log: whether x rises by factors.
+        log: whether x is logarithmic.
     """
     panels, names = table["panel"].unique(), table["name"].unique()
     rows = -(-len(panels) // columns)
@@ -507,7 +507,7 @@ def bands(
 
 
 def reliability(table: pd.DataFrame, heading: str) -> Figure:
-    """Share of malignant patches against the probability said; ``table`` has ``name, x, value, low, high``."""
+    """Share of malignant patches against predicted probability; ``table`` has ``name, x, value, low, high``."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], ":", color="0.5", label="perfect")
@@ -515,7 +515,7 @@ def reliability(table: pd.DataFrame, heading: str) -> Figure:
         line = table[table["name"] == name]
         errors = np.abs(line[["low", "high"]].to_numpy() - line[["value"]].to_numpy()).T
         axis.errorbar(line["x"], line["value"], yerr=errors, fmt=f"{marker}-", color=colour, capsize=3, label=name)
-    axis.set(title=heading, xlabel="probability said", ylabel="share malignant", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set(title=heading, xlabel="predicted probability", ylabel="malignant", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for along in (axis.xaxis, axis.yaxis):
         along.set_major_formatter(PercentFormatter(1))
     axis.legend(frameon=False)
@@ -524,11 +524,11 @@ def reliability(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def differences(table: pd.DataFrame, label: str, heading: str) -> Figure:
-    """A matrix of differences, bold where the interval leaves 0 out.
+    """A matrix of differences, bold where the interval excludes 0.
 
     Args:
-        table: ``row, column, value, low, high``, and ``sure`` (0 or 1) where something else than the interval says so.
-        label: of the colours.
+        table: ``row, column, value``, and ``low, high`` or, in their place, ``sure`` (0 or 1).
+        label: of the colour bar.
         heading: the title.
     """
     rows, columns = table["row"].unique(), table["column"].unique()
@@ -552,7 +552,7 @@ def differences(table: pd.DataFrame, label: str, heading: str) -> Figure:
 
 
 def kinship(table: pd.DataFrame, line: float, heading: str) -> Figure:
-    """How alike the pixels of pairs are, by what they share; ``table`` has ``correlation, kin``, a row a pair."""
+    """Pixel correlation of pairs, by what they share; ``table`` has ``correlation, kin``, one row per pair."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     sns.histplot(

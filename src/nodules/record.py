@@ -1,7 +1,7 @@
-"""What a notebook keeps: numbers and figures, each with its provenance, written whole or not at all.
+"""What a notebook keeps: numbers and figures with their provenance, written atomically.
 
-A figure is kept as its data and the name of the function in :mod:`nodules.plots` that draws it, so it can be drawn
-again without a model, and a change in drawing code runs no notebook.
+A figure is kept as its data and the name of its function in :mod:`nodules.plots`, so it can be redrawn without a model
+and without running a notebook.
 """
 
 import json
@@ -26,7 +26,7 @@ PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", 
 
 
 def git_revision() -> str:
-    """Short revision of the checkout, ``+changes`` where the code differs from it; ``unknown`` without git."""
+    """Short revision of the checkout, with ``+changes`` if the code differs; ``unknown`` without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(paths.ROOT), *arguments]
@@ -40,7 +40,7 @@ def git_revision() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, numbers of numpy as numbers, NaN refused."""
+    """Write JSON atomically; numpy scalars become numbers, NaN is an error."""
     with paths.replacing(path) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=lambda x: x.item())
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -48,12 +48,10 @@ def write_json(path: Path, content: Any) -> None:
 
 @dataclass
 class Record:
-    """What one notebook keeps in its folder, ``<run_dir>/<notebook>``, with the parameters that it was made with.
-
-    It starts empty: what an earlier run of this notebook kept is removed.
+    """What one notebook keeps in its folder, ``<run_dir>/<notebook>``, which starts empty.
 
     Raises:
-        InputError: a folder that can't be written to.
+        InputError: the folder can't be written to.
     """
 
     notebook: str
@@ -73,12 +71,12 @@ class Record:
         with paths.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in self.folder.iterdir():
-                if old.suffix in KEPT:  # and nothing that somebody else put there
+                if old.suffix in KEPT:  # leave other people's files
                     old.unlink(missing_ok=True)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What every number and figure of this run carries."""
+        """What is recorded with every number and figure of this run."""
         return {
             "notebook": self.notebook,
             "profile": paths.resolve(self.run_dir).name,
@@ -107,7 +105,7 @@ class Record:
         return pd.Series(facts, name="value", dtype=object).rename_axis("environment").to_frame()
 
     def file(self, name: str) -> Path:
-        """Where this run keeps a file, for :func:`nodules.paths.replacing`.
+        """The path of a file of this run, for :func:`nodules.paths.replacing`.
 
         Raises:
             InputError: the name leads out of the run's folder.
@@ -117,7 +115,7 @@ class Record:
         return self.folder / name
 
     def table(self, name: str, table: pd.DataFrame, caption: str = "") -> Path:
-        """Keep a table as CSV for the notebooks that follow; one with a caption is shown in the report."""
+        """Keep a table as CSV for later notebooks; one with a caption is shown in the report."""
         path = self.file(f"{name}.csv")
         with paths.replacing(path) as temporary:
             table.to_csv(temporary, index=False)
@@ -126,19 +124,19 @@ class Record:
         return path
 
     def choice(self, name: str, /, **values: Any) -> Path:
-        """Keep a decision for the notebooks that follow."""
+        """Keep a decision for later notebooks."""
         path = self.file(f"{name}.choice")
         write_json(path, values)
         return path
 
     def figure(self, name: str, draw: Callable[..., Figure], caption: str, heading: str = "", **data: Any) -> Figure:
-        """Draw a figure and keep what it takes to draw it again.
+        """Draw a figure and keep what is needed to redraw it.
 
         Args:
-            name: ``fig01`` for the 2019 report's figure 1, any other name for one beyond the report.
+            name: ``fig01`` for the 2019 report's figure 1, any other name for a figure beyond the report.
             draw: a function of :mod:`nodules.plots`.
             caption: a sentence or two, also the figure's alternative text.
-            heading: its title; that of a figure of the report is in :mod:`nodules.course`.
+            heading: its title; figures of the report have theirs in :mod:`nodules.course`.
             data: the function's other arguments: arrays, tables, strings, numbers and lists of them.
         """
         data["heading"] = course.HEADINGS.get(name, heading)
@@ -161,7 +159,7 @@ class Record:
         return figure
 
     def fact(self, **values: Any) -> None:
-        """Note facts for the report by name; of an interval (``value, low, high``) also ``<name>_low, <name>_high``."""
+        """Keep named facts for the report; intervals (``value, low, high``) add ``<name>_low`` and ``<name>_high``."""
         for name, value in values.items():
             if isinstance(value, (dict, pd.Series)):
                 ends = {"": "value", "_low": "low", "_high": "high"}
@@ -170,14 +168,14 @@ class Record:
                 self.facts[name] = value
 
     def leave_out(self, what: str, why: str) -> None:
-        """Say what this run can't show, and why; the report says it too."""
+        """Note what this run can't show, and why, here and in the report."""
         self.left_out.append({"what": what, "why": why})
         print(f"Left out: {what}, because {why}.")
 
     def row(self, name: str, scores: dict[str, float], **about: Any) -> None:
         """Add a row to the results: what was scored (weights, architecture, epochs, ...) and its scores.
 
-        Left out where there are too few patches for a score or its interval.
+        Left out if there are too few patches for a score or its interval.
         """
         if np.isnan(list(scores.values())).any():
             return self.leave_out(f"the score of {name}", "there are too few patches of both classes")
@@ -185,7 +183,7 @@ class Record:
         self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
 
     def save(self) -> Path:
-        """Write ``results.json``: provenance, card, facts, rows, and a hash of every file that was kept."""
+        """Write ``results.json``: provenance, card, facts, rows, and a hash of every file kept."""
         path = self.folder / "results.json"
         content = {"provenance": self.provenance, "card": asdict(self.card), "facts": self.facts, "rows": self.rows}
         kept = sorted(file for file in self.folder.iterdir() if file.suffix in KEPT and file != path)
@@ -198,43 +196,43 @@ def load(folder: Path) -> dict[str, Any]:
     """What a notebook saved in its ``folder``.
 
     Raises:
-        InputError: it has not been run to its end.
+        InputError: it has not run to its end.
     """
     path = folder / "results.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["files"].items(), content["left_out"]
     except FileNotFoundError as error:
-        raise InputError(f"{path}: not there; run {folder.name} first, to its end") from error
+        raise InputError(f"{path}: missing; run {folder.name} to its end first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged; run {folder.name} again") from error
     return content
 
 
 def verify(folder: Path, file: str, files: dict[str, str]) -> Path:
-    """The path of a kept file, if it is as the notebook wrote it.
+    """The path of a kept file, verified by its hash.
 
     Args:
         folder: of the notebook.
         file: its name.
-        files: hashes by name, as of :func:`load`.
+        files: hashes by name, as from :func:`load`.
 
     Raises:
-        InputError: it is not there, or has been changed or damaged since.
+        InputError: it is missing, changed or damaged.
     """
     path = folder / file
     if file not in files or not path.exists():
-        raise InputError(f"{path}: not there; run {folder.name} first")
+        raise InputError(f"{path}: missing; run {folder.name} first")
     if paths.sha256(path) != files[file]:
-        raise InputError(f"{path}: not as {folder.name} wrote it; run {folder.name} again")
+        raise InputError(f"{path}: changed since {folder.name} wrote it; run {folder.name} again")
     return path
 
 
 class Earlier:
-    """What an earlier notebook of a run kept; each file is checked against its hash before it is read.
+    """What an earlier notebook of a run kept; each file is verified by its hash before it is read.
 
     Raises:
-        InputError: that notebook has not been run to its end, or a file of it is missing or was changed.
+        InputError: that notebook has not run to its end, or a file is missing or was changed.
     """
 
     def __init__(self, run_dir: str, notebook: str) -> None:
@@ -243,7 +241,7 @@ class Earlier:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What it was run with."""
+        """The parameters of its run."""
         return self.content["provenance"]["parameters"]
 
     def file(self, name: str) -> Path:
@@ -251,17 +249,17 @@ class Earlier:
         return verify(self.folder, name, self.content["files"])
 
     def choice(self, name: str) -> dict[str, Any]:
-        """What it decided by :meth:`Record.choice`."""
+        """A decision kept by :meth:`Record.choice`."""
         return json.loads(self.file(f"{name}.choice").read_text(encoding="utf-8"))
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table that it kept; only what is empty is missing, so a patient may be called NA or 007."""
+        """A table that it kept; only empty cells are missing values, so a patient may be called NA or 007."""
         text = {"id": str, "patient": str}
         return pd.read_csv(self.file(f"{name}.csv"), dtype=text, keep_default_na=False, na_values=[""])
 
 
 def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
-    """Draw a kept figure again from ``<name>.json`` and the ``<name>.npz`` beside it."""
+    """Redraw a kept figure from ``<name>.json`` and the ``<name>.npz`` beside it."""
     content = json.loads(about.read_text(encoding="utf-8"))
     data, columns = dict(content["arguments"]), {}
     with np.load(about.with_suffix(".npz"), allow_pickle=False) as arrays:
@@ -276,5 +274,5 @@ def redraw(about: Path) -> tuple[Figure, dict[str, Any]]:
         figure = getattr(plots, content["draw"])(**data)
     except (AttributeError, TypeError) as error:
         name = content["draw"]
-        raise InputError(f"{about}: no longer drawn by plots.{name} ({error}); run its notebook") from error
+        raise InputError(f"{about}: plots.{name} can't draw it ({error}); run its notebook again") from error
     return plots.stamp(figure, content["source"]), content

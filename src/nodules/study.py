@@ -15,7 +15,7 @@ from nodules.networks.heads import RULES
 from nodules.networks.network import Network, restore
 from nodules.record import Earlier, Record
 
-# Least and most of a parameter, or of each number of a list, in whichever notebook it is
+# Minimum and maximum of a parameter, or of each number in a list, in any notebook
 RANGES = {
     "n_patches": (1, patches.MOST_PATCHES),
     **dict.fromkeys(("seed", "compare_seeds"), (0, SEEDS)),
@@ -33,16 +33,12 @@ CHOICES = {"split_kind": split.KINDS, "pool": POOLS, "rule": RULES, "folds": (0,
 
 
 def check(parameters: dict[str, Any]) -> None:
-    """Refuse a parameter that is out of its range, or not one of its choices.
-
-    Raises:
-        InputError: there is such a parameter.
-    """
+    """Raise InputError for a parameter that is out of range or not one of its choices."""
     for name, value in parameters.items():
         if name in RANGES:
             within(*RANGES[name], **{name: value})
         if value not in CHOICES.get(name, [value]):
-            raise InputError(f"{name}={value!r}: unknown; take one of {', '.join(map(str, CHOICES[name]))}")
+            raise InputError(f"{name}={value!r}: unknown; use one of {', '.join(map(str, CHOICES[name]))}")
     for architecture in parameters.get("architectures", []):
         bodies.check(architecture)
 
@@ -52,12 +48,15 @@ class Study(Record):
 
     Attributes:
         patches: all of them, with their card.
-        split: the side of each, as :func:`nodules.data.split.assign` returns them.
+        split: of each patch, as :func:`nodules.data.split.assign` returns it.
         everything: all patches as one part.
         train: the part to train on.
         valid: the part to select on.
         test: the part to report on.
-        parts: those three.
+        parts: all three.
+        seed: of everything random in this notebook.
+        unit: of the pixel values, as on the card.
+        window: pixel values shown as black and white.
     """
 
     def __init__(self, notebook: str, parameters: dict[str, Any], patches: Patches, assigned: pd.DataFrame) -> None:
@@ -66,19 +65,21 @@ class Study(Record):
         self.everything = split.whole(patches)
         self.parts = split.divide(self.everything, assigned["split"].to_numpy())
         self.train, self.valid, self.test = self.parts
+        self.seed, self.unit = parameters["seed"], patches.card.unit
+        self.window = list(transforms.default_window(self.unit))
 
     @classmethod
     def open(cls, notebook: str, namespace: dict[str, Any]) -> "Study":
         """Open a notebook's study.
 
-        The first notebook reads and splits the data; the others read the same data and the split that it kept.
+        The first notebook reads and splits the data; the others reuse its data and its split.
 
         Args:
             notebook: its name, without its suffix.
-            namespace: the notebook's ``globals()``, which hold the values of the names in its parameters cell.
+            namespace: the notebook's ``globals()``, which hold the values of its parameters.
 
         Raises:
-            InputError: a parameter that can't be used, data that can't be read, or the first notebook not run on them.
+            InputError: invalid parameters, unreadable data, or the first notebook has not run on these data.
         """
         defaults = course.parameters(paths.NOTEBOOKS / f"{notebook}.ipynb")
         parameters = {name: course.typed(name, namespace[name], default) for name, default in defaults.items()}
@@ -89,32 +90,17 @@ class Study(Record):
         first = Earlier(parameters["run_dir"], course.DATA.name)
         ct = patches.read(first.parameters["data"], first.parameters["n_patches"])
         if ct.card.sha256 != first.content["card"]["sha256"]:
-            raise InputError(f"{first.folder}: made from other patches than these; run {course.DATA.name} again")
+            raise InputError(f"{first.folder}: made from different patches; run {course.DATA.name} again")
         return cls(notebook, parameters, ct, first.table("split"))
 
     @property
-    def seed(self) -> int:
-        """Of all that this notebook draws."""
-        return self.parameters["seed"]
-
-    @property
-    def unit(self) -> str:
-        """Of the pixels: ``HU``, or what the card says instead."""
-        return self.card.unit
-
-    @property
-    def window(self) -> list[float]:
-        """Pixel values shown black and white."""
-        return list(transforms.default_window(self.unit))
-
-    @property
     def counted(self) -> str:
-        """What intervals resample, in one word: ``patients``; where they are unknown, ``patches``."""
+        """What intervals resample: ``patients``, or ``patches`` where patients are unknown."""
         return "patients" if "patient" in self.patches.table else "patches"
 
     @property
     def kept_together(self) -> pd.Series:
-        """What no two sides of the split share, (N,): the patient; the patch, where patches were shuffled."""
+        """What no two parts of the split share, (N,): the patient, or the patch if patches were shuffled."""
         return self.patches.table["patient" if self.split_kind == "patient" else "id"]
 
     def earlier(self, notebook: str) -> Earlier:
@@ -123,27 +109,26 @@ class Study(Record):
 
     @property
     def network(self) -> Spec:
-        """The network that was chosen among the architectures."""
+        """The network chosen in the notebook on architectures."""
         choice = self.earlier(course.ARCHITECTURES.name).choice("network")
         return Spec(*(choice[name] for name in ("architecture", "weights", "size", "pool")))
 
     def body(self) -> Body:
-        """The body of the chosen :attr:`network`; all that is kept from now on names its weights."""
+        """The body of the chosen :attr:`network`; everything kept from now on names its weights."""
         body = bodies.build(self.network, self.unit)
         self.weights = f"{body.architecture}, {body.weights.source}"
         return body
 
     def model(self, notebook: str) -> Network:
-        """The chosen :attr:`network` with the head that a notebook kept; likewise."""
+        """The chosen :attr:`network` with a notebook's head; everything kept from now on names its weights."""
         model = restore(self.network, self.unit, self.earlier(notebook).file("head.safetensors"))
         self.weights = f"{model.body.architecture}, {model.body.weights.source}"
         return model
 
     def predicted(self, notebook: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The tables of the valid and test patches with what a notebook predicted: ``y, p`` (plain), ``p_tta``.
+        """The tables of the valid and test patches with a notebook's predictions: ``y, p`` (plain), ``p_tta``.
 
-        Also in them are ``unit``, what intervals resample, and ``nodule``; where nodules are unknown each patch stands
-        for one.
+        They also have ``unit``, which intervals resample, and ``nodule``, one per patch where nodules are unknown.
         """
         predictions = self.earlier(notebook).table("predictions").set_index("id")[["y", "p", "p_tta"]]
         described = self.patches.table.assign(nodule=self.patches.nodules, unit=self.patches.units)

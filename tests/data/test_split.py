@@ -57,7 +57,7 @@ def test_an_unknown_kind_and_too_few_patients_are_refused():
         split.assign(table, "folds")
     with pytest.raises(InputError, match="only 2 patients"):
         split.assign(table)
-    with pytest.raises(InputError, match="19 patches are too few; bring 20 or more"):
+    with pytest.raises(InputError, match="19 patches are too few; provide at least 20"):
         split.assign(table[:19])
 
 

@@ -13,7 +13,7 @@ SMALL = "mobilenetv3_small_050"  # any further name of timm
 
 
 def refused(*choices, **options):
-    """The message by which a network is refused, by all that would build it."""
+    """The one line by which a network is refused."""
     with pytest.raises(InputError) as caught:
         bodies.build(Spec(*choices, **options))
     message = str(caught.value)
@@ -46,8 +46,8 @@ def test_what_cannot_be_is_refused_in_one_line():
     ("choice", "named"),
     [
         ({"architecture": "resnet35"}, "architecture='resnet35'"),
-        ({"weights": "image-net"}, "take auto or one of chest-ct, imagenet, random"),
-        ({"architecture": "resnet34", "weights": "chest-ct"}, "take one of resnet50, resnet101, resnet152"),
+        ({"weights": "image-net"}, "use auto or one of chest-ct, imagenet, random"),
+        ({"architecture": "resnet34", "weights": "chest-ct"}, "use one of resnet50, resnet101, resnet152"),
         ({"size": 31}, "size=31"),
         ({"size": 1025}, "size=1025"),
         ({"size": 64.0}, "size=64.0"),

@@ -58,7 +58,7 @@ class Recording:
         return self.array[index]
 
 
-class Rates(Callback):
+class GroupRates(Callback):
     """Remembers the learning rate of each layer group at every step."""
 
     def before_fit(self):
@@ -90,7 +90,7 @@ def state(model):
         ({"epochs": -1}, "epochs=-1"),
         ({"epochs": 100_001}, "epochs=100001"),
         ({"schedule": "linear"}, "constant, restarts, one-cycle, flat-cosine"),
-        ({"schedule": "restarts", "cycle_len": 2}, "take epochs=4"),
+        ({"schedule": "restarts", "cycle_len": 2}, "use epochs=4"),
         ({"schedule": "restarts", "cycle_len": 0}, "cycle_len=0"),
         ({"schedule": "restarts", "cycle_mult": 0}, "cycle_mult=0"),
     ],
@@ -122,9 +122,9 @@ def test_cycles_fill_the_epochs(epochs, cycle_len, cycle_mult, lengths):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((5, 2, 1), "take epochs=6"),
-        ((6, 1, 2), "take epochs=7"),
-        ((1, 2, 1), "take epochs=2"),
+        ((5, 2, 1), "use epochs=6"),
+        ((6, 1, 2), "use epochs=7"),
+        ((1, 2, 1), "use epochs=2"),
         ((4, 0, 1), "cycle_len=0"),
         ((4, 1, 0), "cycle_mult=0"),
         ((4, -1, 1), "cycle_len=-1"),
@@ -306,7 +306,7 @@ FITS = {
 def test_a_slice_gives_each_layer_group_its_own_rate(toy, schedule):
     learn = heads.learner(*toy)
     learn.splitter = lambda model: [list(model[:3].parameters()), list(model[3:].parameters())]
-    rates = Rates()
+    rates = GroupRates()
     learn.add_cb(rates)
     FITS[schedule](learn, slice(1e-4, 1e-3))
     first, last = np.array(rates.rates).T
@@ -317,7 +317,7 @@ def test_a_head_that_gives_no_numbers_is_refused_in_one_line(toy):
     bank = toy[0]
     diverged = torch.nn.Linear(bank.width, 2).to(heads.device())
     torch.nn.init.constant_(diverged.weight, float("nan"))
-    with pytest.raises(InputError, match="diverged; take a lower learning rate"):
+    with pytest.raises(InputError, match="diverged; use a lower learning rate"):
         heads.predict(diverged, bank, np.arange(5))
 
 

@@ -45,12 +45,12 @@ def test_routing_follows_the_votes_that_agree():
 def test_routing_is_procedure_1_of_the_paper():
     """The same in plain loops."""
     votes = torch.randn(2, 2, 5, 3, dtype=torch.double)
-    for one, found in zip(votes, small.route(votes), strict=True):
+    for of_patch, routed in zip(votes, small.route(votes), strict=True):
         b = torch.zeros(2, 5, dtype=torch.double)
-        for _ in range(3):
-            v = small.squash((b.softmax(0)[..., None] * one).sum(1))
-            b = b + (one * v[:, None]).sum(-1)
-        assert torch.allclose(found, v)
+        for _ in range(small.ROUTINGS):
+            v = small.squash((b.softmax(0)[..., None] * of_patch).sum(1))
+            b = b + (of_patch * v[:, None]).sum(-1)
+        assert torch.allclose(routed, v)
 
 
 def test_margin_loss_is_equation_4():

@@ -157,7 +157,7 @@ def test_a_report_of_nothing_is_refused(tmp_path):
 def test_what_was_changed_since_is_not_read(run, tmp_path):
     path = run / course.DATA.name / "forest.json"
     path.write_text(path.read_text().replace("0.5", "0.6"))
-    with pytest.raises(InputError, match=r"forest\.json: not as 01_data wrote it"):
+    with pytest.raises(InputError, match=r"forest\.json: changed since 01_data wrote it"):
         page.build(run, tmp_path / "figures")
 
 

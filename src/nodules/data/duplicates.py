@@ -1,7 +1,7 @@
-"""Near-duplicates: patches so similar that they must not be on different sides of a split.
+"""Near-duplicates: patches so similar that a split must not separate them, for sources without patients.
 
-For sources that do not say which patches come from one patient. Candidates are neighbours in the feature space of a
-network; a pair counts if its pixels agree too (normalised cross-correlation at the best shift).
+Candidates are neighbours in the feature space of a network; a pair counts if its pixels agree too (normalised
+cross-correlation at the best shift).
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-NEIGHBOURS = 10  # of each patch, that are candidates
-LINE = 0.9  # least correlation of a pair that counts; on real LIDC patches 85% of such pairs show one nodule
+NEIGHBOURS = 10  # candidates per patch
+LINE = 0.9  # minimum correlation of a pair that counts; 85% of such pairs of real LIDC patches show one nodule
 CHUNK = 2048  # pairs at a time
 
 
@@ -46,13 +46,13 @@ def correlation(images: np.ndarray, pairs: np.ndarray, window: tuple[float, floa
 
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Cluster of each of ``count`` patches, (count,): pairs (P, 2) that are linked, also by others, share one."""
+    """Cluster of each of ``count`` patches, (count,): connected components of the pairs (P, 2)."""
     links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
     return connected_components(links, directed=False)[1]
 
 
 def kinship(table: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """What each pair (P, 2) has in common in ``table``: ``same nodule``, ``same patient``, ``strangers``; (P,) text."""
+    """What each pair (P, 2) shares in ``table``: ``same nodule``, ``same patient`` or ``strangers``, (P,) text."""
     first, second = (table.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
     kin = np.full(len(pairs), "strangers", dtype=object)
     for column, name in (("patient", "same patient"), ("nodule", "same nodule")):

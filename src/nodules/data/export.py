@@ -19,8 +19,8 @@ def to_folders(patches: Patches, split: pd.DataFrame, folder: Path) -> Path:
 
     Args:
         patches: N patches.
-        split: N rows as :func:`nodules.data.split.assign` returns them, in the order of the patches.
-        folder: must not exist yet. A hidden folder beside it is filled first and renamed at the end.
+        split: N rows from :func:`nodules.data.split.assign`, in the order of the patches.
+        folder: must not exist; a hidden folder beside it is filled first, then renamed.
 
     Raises:
         InputError: the folder already exists.

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-RADIOLOGISTS = 4  # who read each scan: the most annotations that one nodule should have
+RADIOLOGISTS = 4  # per scan: the most annotations that a nodule should have
 DIRECTIONS = np.stack([np.cos(np.arange(18) * np.pi / 18), np.sin(np.arange(18) * np.pi / 18)])  # unit vectors
 ATTRIBUTES = ["subtlety", "internal_structure", "calcification", "sphericity"]
 ATTRIBUTES += ["margin", "lobulation", "spiculation", "texture"]
@@ -83,7 +83,7 @@ def annotations() -> pd.DataFrame:
     """Every radiologist's annotation in LIDC-IDRI, with the nodule it belongs to.
 
     Annotations of one scan form a nodule if their contours come closer than the slice thickness; the distance
-    shrinks while a nodule has more than four (as in pylidc). Which radiologist made which isn't recorded.
+    shrinks while a nodule has more than four (as in pylidc). The radiologists aren't identified.
 
     Returns:
         One row per annotation: `scan`, `patient`, `annotation`, nine ratings (1..5, calcification 1..6),

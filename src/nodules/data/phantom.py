@@ -55,7 +55,7 @@ SOFT_HU, FAT_HU, AIR_HU, MARROW_HU, CORTEX_HU, CALCIUM_HU = 45, -95, -960, 220, 
 VESSEL_MM = np.array([0.35, 0.8, 1.6, 3.0])  # radii at which vessels are rasterised
 HALF_BOX = np.array([32, 32, 20])  # half sides of the box that vessels start in, mm; its z is periodic
 TEXTURE_SHAPE = (64, 128, 128)  # of the periodic texture volumes, voxels of a pixel's side
-# How another scanner differs, by severity 1 to 5: factors of a patient's own, and an offset
+# Scanner shifts by severity, 1 to 5: factors relative to the patient's own scanner, and an offset
 SHIFTS = {
     "noise": [1.5, 2, 3, 4, 6],  # times the standard deviation
     "smooth kernel": [1.25, 1.5, 2, 2.5, 3],  # times the point spread
@@ -67,7 +67,7 @@ SHIFTS = {
 
 
 class Nodule(NamedTuple):
-    """What a worker needs to render the chosen slices of one nodule; lengths in mm unless said."""
+    """What a worker needs to render the chosen slices of one nodule; lengths in mm unless stated."""
 
     seeds: tuple[int, int, int]  # seed of the call, patient, annotation
     ratings: dict[str, float]  # the eight attributes
@@ -95,7 +95,7 @@ class Frame(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _textures() -> tuple[Array, ...]:
-    """Two periodic Gaussian volumes of unit variance, fine and coarse: every texture is a cut through them."""
+    """Two periodic Gaussian volumes of unit variance, fine and coarse, through which every texture is a cut."""
     white = np.fft.rfftn(np.random.default_rng(0).standard_normal(TEXTURE_SHAPE, dtype=np.float32))
     axes = [*map(np.fft.fftfreq, TEXTURE_SHAPE[:2]), np.fft.rfftfreq(TEXTURE_SHAPE[2])]
     frequency = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij")))
@@ -133,7 +133,7 @@ def _branch(rng: Rng, parents: Array, each: int) -> Array:
 
 
 def _vessels(rng: Rng) -> tuple[Array, Array]:
-    """Vessels and airways: what is tissue and what is air, each (n, 5) as in `_walk`."""
+    """Vessels (tissue) and airways (air), each (n, 5) as in `_walk`."""
     hilum = _unit(rng.normal(0, [1, 1, 0.5]))
     n = rng.poisson(11)
     start = rng.uniform(-HALF_BOX, HALF_BOX, (n, 3)) - 15 * hilum
@@ -269,7 +269,7 @@ def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) 
 
 
 def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
-    """How a patient's lung and scanner look: the same in all patches of the patient; the scanner may be shifted."""
+    """A patient's lung and scanner, the same in all patches of the patient; the scanner may be shifted."""
     kernel = rng.uniform(1.0, 2.0) * (amount if "kernel" in shift else 1)  # point spread, FWHM in mm
     dose = rng.lognormal(0, 0.7) * (amount if shift == "low dose" else 1)  # relative
     louder = amount if shift == "noise" else 1
@@ -294,7 +294,7 @@ def _acquire(rng: Rng, hu: Array, style: SimpleNamespace, frame: Frame) -> Array
     fy, fx = np.fft.fftfreq(SIZE, frame.spacing)[:, None], np.fft.rfftfreq(SIZE, frame.spacing)
     frequency = np.hypot(fx, fy)  # cycles per mm
     amplitude = np.sqrt(frequency + 0.03) * np.exp(-((1.15 * frequency * style.kernel) ** 2))
-    # photons starve along the shoulders: a low dose streaks from side to side
+    # photon starvation along the shoulders: a low dose causes streaks from side to side
     amplitude *= np.exp(-fx * 1.2 * max(0.0, 1 / style.dose - 1.3))
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * amplitude)
     image += noise * (style.noise_hu / noise.std())
@@ -392,7 +392,7 @@ def _render_nodule(
     for k in nodule.chosen:
         frame = frame._replace(z=nodule.z[k])
         hu, walled = _surroundings(scene, style, frame)
-        # where a nodule is wider than the patch, its slice stays in view
+        # keep the slices of a nodule wider than the patch in view
         drift = _middle(nodule.contours[k][0][1]) + shift - centre
         cover = partial(_coverage, shift=shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT), lobes=lobes)
         inner = partial(cover, nodule.contours[k], frame.z)
@@ -413,7 +413,7 @@ def _render_nodule(
 
 
 def _choose(n_malignant: int, n_benign: int, seed: int) -> pd.DataFrame:
-    """The slices to render, a row each: one radiologist per nodule, slices drawn at random within each class."""
+    """The slices to render, one per row: one radiologist per nodule, slices drawn at random within each class."""
     rng = np.random.default_rng([seed, 5])
     marks = lidc.annotations()[["annotation", "nodule", *SCAN]]
     drawn = marks.iloc[rng.permutation(len(marks))].drop_duplicates("nodule")
@@ -473,7 +473,7 @@ def render(
         workers: Processes, by default one per core; 1 renders in this process. The result is the same.
 
     Returns:
-        Images (N, 64, 64) int16 in HU; masks (N, 64, 64) bool, inside the contour as rendered; a table with a
+        Images (N, 64, 64) int16 in HU; masks (N, 64, 64) bool, inside the contour as rendered; a table with one
         row per patch in the same order, by patient, nodule and slice: `id`, `patient`, `nodule`, `malignant`,
         `slice_index` (of the radiologist's slices, by z), `median_rating`, `ratings`, `diameter_mm` (longest within
         a slice, median over the radiologists), the median of eight ratings, `pixel_spacing_mm`,
@@ -513,7 +513,7 @@ def _rendered(
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed; otherwise it would wait for work forever."""
+    """End a worker when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -525,13 +525,13 @@ def rescan(
 
     Args:
         ids: of the patches.
-        n_malignant: as for :func:`render`, of the phantom that contains them.
-        n_benign: likewise.
-        seed: likewise.
+        n_malignant: of the phantom that contains them, as for :func:`render`.
+        n_benign: as for :func:`render`.
+        seed: as for :func:`render`.
         workers: as for :func:`render`.
 
     Returns:
-        Images (S, 64, 64) int16 in HU, and a table with a row for each: ``id``, ``shift`` (a key of ``SHIFTS``),
+        Images (S, 64, 64) int16 in HU, and a table with one row per image: ``id``, ``shift`` (a key of ``SHIFTS``),
         ``severity`` 1 to 5. Surroundings and noise pattern are those of the original.
     """
     table = _choose(n_malignant, n_benign, seed)
@@ -545,6 +545,6 @@ def rescan(
 
 
 def version() -> str:
-    """Short SHA-256 of the renderer's code and the database: part of the key of every cache of patches."""
+    """Short SHA-256 of the renderer's code and the database, part of the key of cached patches."""
     sources = Path(__file__), Path(lidc.__file__), lidc.database()
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Which patches train, select and test: seeded, stratified 80/10/10 splits."""
+"""Seeded, stratified 80/10/10 splits into train, valid and test."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from nodules.errors import SEEDS, InputError, within
 
 KINDS = ("auto", "patient", "random")
 SPLITS = ("train", "valid", "test")
-FOLDS = 10  # one fold is tested, one selects, eight train; small sets are cut into fewer
+FOLDS = 10  # one for test, one for valid, eight for train; small data sets have fewer
 FEWEST = 3  # folds
-LEAST = 20  # patches of a set
-LARGEST = 2  # times its fair share that a fold may hold, to be tested or to select
+LEAST = 20  # patches in a data set
+LARGEST = 2  # times its fair share that a fold for test or valid may hold
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the patches, such as those on one side of a split."""
+    """Some of the patches, such as those to train on."""
 
     source: np.ndarray  # (M, 64, 64), pixel values of all patches, shared by all parts
     y: np.ndarray  # (N,), 1 malignant, 0 benign
-    rows: np.ndarray  # (N,), the places of this part's patches in it
-    table: pd.DataFrame  # N rows, indexed by those places
-    units: np.ndarray  # (N,), what is independent, and so resampled: the patient, or the patch where none is known
+    rows: np.ndarray  # (N,), where this part's patches are in it
+    table: pd.DataFrame  # N rows, indexed by ``rows``
+    units: np.ndarray  # (N,), what is independent and so resampled: the patient, or the patch if unknown
 
     def __len__(self) -> int:
         return len(self.y)
@@ -38,7 +38,7 @@ class Part:
         return self.source[self.rows]
 
     def take(self, positions: np.ndarray) -> "Part":
-        """Those at some positions within this part, (M,), in that order."""
+        """The patches at some positions in this part, (M,), in that order."""
         return Part(
             self.source,
             self.y[positions],
@@ -49,7 +49,7 @@ class Part:
 
 
 class Parts(NamedTuple):
-    """The three sides of a split."""
+    """The three parts of a split."""
 
     train: Part
     valid: Part
@@ -63,7 +63,7 @@ def whole(patches: Patches) -> Part:
 
 
 def divide(part: Part, sides: np.ndarray) -> Parts:
-    """Divide a part by the side of each of its patches, (N,): ``train``, ``valid`` or ``test``."""
+    """Divide a part by ``sides``, (N,): ``train``, ``valid`` or ``test`` for each patch."""
     return Parts(*(part.take(np.flatnonzero(sides == side)) for side in SPLITS))
 
 
@@ -73,7 +73,7 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
     Args:
         table: one row per patch with ``id``, ``malignant`` and, where the source knows them, ``patient``.
         kind: ``random`` shuffles patches, as the 2019 report did; ``patient`` keeps all patches of a patient
-            on one side; ``auto`` takes ``patient`` where patients are known, else ``random``.
+            in one part; ``auto`` is ``patient`` where patients are known, else ``random``.
         seed: of the shuffle.
 
     Returns:
@@ -81,36 +81,36 @@ def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFra
 
     Raises:
         InputError: unknown kind, a seed out of range, a patient split without patients, or too few patches or patients
-            of a class to have both on all sides.
+            of a class to have both in all parts.
     """
     within(0, SEEDS, seed=seed)
     if kind not in KINDS:
-        raise InputError(f"split={kind!r}: no such split; take one of {', '.join(KINDS)}")
+        raise InputError(f"split={kind!r}: no such split; use one of {', '.join(KINDS)}")
     has_patients = "patient" in table
     if kind == "auto":
         kind = "patient" if has_patients else "random"
     if kind == "patient" and not has_patients:
-        raise InputError("split='patient': this source has no patients; take split='random'")
+        raise InputError("split='patient': this source has no patients; use split='random'")
 
     if len(table) < LEAST:
-        raise InputError(f"split={kind!r}: {len(table)} patches are too few; bring {LEAST} or more")
+        raise InputError(f"split={kind!r}: {len(table)} patches are too few; provide at least {LEAST}")
 
     units = table["patient" if kind == "patient" else "id"].to_numpy()
     names = next(_tried(table["malignant"].to_numpy(), units, seed), None)
     if names is None:
         fewest = distinct(table["malignant"], units)
         raise InputError(
-            f"split={kind!r}: no split has both classes on all sides, since a class has only {fewest} "
-            f"{'patients' if kind == 'patient' else 'patches'} or one brings most of it; bring more"
+            f"split={kind!r}: no split has both classes in all parts, since a class has only {fewest} "
+            f"{'patients' if kind == 'patient' else 'patches'} or one has most of it; provide more"
         )
     out = table.reindex(columns=["id", "patient", "malignant"]).assign(split=names, split_kind=kind)
     if kind == "patient":
-        assert out.groupby("patient")["split"].nunique().max() == 1, "a patient stands on two sides"
+        assert out.groupby("patient")["split"].nunique().max() == 1, "a patient is in two parts"
     return out.reset_index(drop=True)
 
 
 def distinct(y: np.ndarray | pd.Series, units: np.ndarray) -> int:
-    """How many units (patients, clusters, patches), (N,), the class that has fewest of them has, by labels (N,)."""
+    """Number of distinct units (N,), such as patients, in the class, by labels (N,), that has fewer of them."""
     return int(pd.Series(units).groupby(np.asarray(y)).nunique().min())
 
 
@@ -120,7 +120,7 @@ def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> list[np.nd
     Args:
         y: labels, (N,).
         units: what is kept together, (N,): patients, clusters, or patches.
-        count: how many folds.
+        count: number of folds.
         seed: of the shuffle.
     """
     alone = len(np.unique(units)) == len(units)
@@ -129,9 +129,9 @@ def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> list[np.nd
 
 
 def _tried(y: np.ndarray, units: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Splits with both classes on all sides, those in more folds first.
+    """Splits with both classes in all parts, those in more folds first.
 
-    Where a unit brings most of the patches, its fold is neither tested nor selects.
+    A fold dominated by one large unit is used only to train.
     """
     for count in range(min(FOLDS, distinct(y, units)), FEWEST - 1, -1):
         fit = [
@@ -148,7 +148,7 @@ def _tried(y: np.ndarray, units: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 
 
 def dealt(parts: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """A random split that matches another: the patches of each class change places, so that all counts stay.
+    """A random split that matches another: patches are shuffled within each class, so all counts stay the same.
 
     Args:
         parts: ``train``, ``valid`` or ``test`` of each patch, (N,).
@@ -162,7 +162,7 @@ def dealt(parts: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 def counts(assigned: pd.DataFrame) -> pd.DataFrame:
-    """Patches, malignant patches, their share, and patients (NaN where unknown) of each split."""
+    """Patches, malignant patches, prevalence, and patients (NaN where unknown) by split."""
     grouped = assigned.groupby("split", sort=False)
     out = pd.DataFrame(
         {
@@ -176,13 +176,13 @@ def counts(assigned: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_class(assigned: pd.DataFrame) -> pd.DataFrame:
-    """Patches of each split and class: ``split, class, patches``, for :func:`nodules.plots.class_counts`."""
+    """Patches by split and class: ``split, class, patches``, for :func:`nodules.plots.class_counts`."""
     table = pd.crosstab(assigned["split"], assigned["malignant"]).reindex(SPLITS)
     table = table.rename(columns={0: "benign", 1: "malignant"}).rename_axis(columns="class")
     return table.stack().reset_index(name="patches")
 
 
 def by_patient(assigned: pd.DataFrame) -> pd.DataFrame:
-    """Patches of each patient: ``split, patient, patches``, for :func:`nodules.plots.patients_per_split`."""
+    """Patches per patient: ``split, patient, patches``, for :func:`nodules.plots.patients_per_split`."""
     table = assigned.groupby(["split", "patient"]).size().rename("patches")
     return table.reindex(SPLITS, level="split").reset_index()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 LUNG_WINDOW = (-1000.0, 400.0)  # HU, air to bone: the range in which LUNA16 patches are usually displayed
 BYTE_WINDOW = (0.0, 255.0)
 CHUNK = 1024  # images at a time
-GAIN, OFFSET = 0.15, 0.1  # of intensity jitter: largest change of contrast; of brightness, as a share of the window
+GAIN, OFFSET = 0.15, 0.1  # intensity jitter: largest change of contrast, and of brightness as a share of the window
 NOISE = 0.06  # largest standard deviation, as a share of the window
 BLUR = 1.5  # largest standard deviation, pixels
 ZOOM = 1.4  # largest magnification; its inverse is the smallest
@@ -18,12 +18,12 @@ Images = TypeVar("Images", np.ndarray, torch.Tensor)
 
 
 def default_window(unit: str) -> tuple[float, float]:
-    """The window for the unit of the pixels, as a card gives it."""
+    """The display window for a card's unit."""
     return LUNG_WINDOW if unit == "HU" else BYTE_WINDOW
 
 
 def window(images: Images, low: float, high: float) -> Images:
-    """Map pixel values ``low``..``high`` to 0..1 and clip the others; any shape, array or tensor."""
+    """Map pixel values ``low``..``high`` to 0..1 and clip the rest; any shape, array or tensor."""
     return ((images - low) / (high - low)).clip(0.0, 1.0)
 
 
@@ -109,15 +109,15 @@ def vary(images: torch.Tensor, kind: str, rng: np.random.Generator, span: float)
 
 
 def dihedral(images: torch.Tensor, which: int) -> torch.Tensor:
-    """One of the eight symmetries of the square, exact: 0 to 3 quarter turns; from 4 on also mirrored; (..., H, W)."""
+    """One of the eight exact symmetries of the square, (..., H, W): ``which % 4`` quarter turns, mirrored from 4 on."""
     turned = images.rot90(which % 4, (-2, -1))
     return turned.flip(-1) if which >= 4 else turned
 
 
 def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Show each image (N, 1, H, W), H = W, in one of the eight symmetries of the square, drawn by ``rng``.
+    """Turn each image (N, 1, H, W), H = W, by one of the eight symmetries of the square, drawn by ``rng``.
 
-    Other angles would need interpolation, which blurs; a network trained only on such images does worse on sharp ones.
+    Other angles need interpolation, which blurs; a network trained only on blurred images does worse on sharp ones.
     """
     which = torch.from_numpy(rng.integers(8, size=len(images))).to(images.device)
     seen = images.clone()
@@ -127,12 +127,12 @@ def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def rescale(images: np.ndarray, spacing_mm: np.ndarray, to_mm: float) -> np.ndarray:
-    """Zoom each image about its centre so that its pixels are ``to_mm`` wide: size in pixels becomes size in the lung.
+    """Zoom each image about its centre to one pixel spacing, so that size in pixels is physical size.
 
     Args:
         images: (N, H, W), H = W, integers.
-        spacing_mm: width of the pixels of each image, (N,).
-        to_mm: width of the pixels in the result.
+        spacing_mm: pixel spacing of each image, (N,).
+        to_mm: pixel spacing of the result.
 
     Returns:
         Same shape and type; bilinear, with a mirrored border.

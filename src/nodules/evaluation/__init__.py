@@ -1,1 +1,1 @@
-"""From predictions to numbers with intervals: metrics, decisions, radiologists, baselines, experiments."""
+"""From predictions to results with intervals: metrics, decisions, radiologists, baselines, experiments."""

@@ -1,4 +1,4 @@
-"""What can be predicted without looking at the image: the floor and the ceiling of every table."""
+"""Baselines without a network: the floor and the ceiling of every table."""
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,12 @@ FEATURES = {
 
 
 def logistic(features: pd.DataFrame, parts: Parts, C: float = 1.0) -> np.ndarray:
-    """Probability of malignancy of every patch, by logistic regression on those that train.
+    """Probability of malignancy of every patch, by logistic regression on the training patches.
 
     Args:
-        features: of all N patches, (N, F); without a column the result is the training prevalence.
-        parts: which of them train.
-        C: inverse regularisation; a smaller one keeps the weights of many features closer to 0.
+        features: of all N patches, (N, F); without columns, the result is the training prevalence.
+        parts: their split.
+        C: inverse regularisation strength.
     """
     if features.empty:
         return np.full(len(features), parts.train.y.mean())
@@ -34,14 +34,14 @@ def logistic(features: pd.DataFrame, parts: Parts, C: float = 1.0) -> np.ndarray
 
 
 def predictions(everything: Part, parts: Parts) -> pd.DataFrame:
-    """What each baseline whose features the source knows, fitted on train, predicts for the test patches.
+    """Test predictions of each baseline whose features the source provides, fitted on train.
 
     Args:
         everything: all patches.
         parts: their split.
 
     Returns:
-        A column of probabilities a baseline, a row a test patch.
+        One column of probabilities per baseline, one row per test patch.
     """
     features = everything.table.assign(mean_intensity=everything.source.mean(axis=(1, 2)))
     known = {name: columns for name, columns in FEATURES.items() if set(columns) <= set(features)}
@@ -50,6 +50,6 @@ def predictions(everything: Part, parts: Parts) -> pd.DataFrame:
 
 
 def gradients(images: np.ndarray) -> pd.DataFrame:
-    """Histograms of oriented gradients (Dalal & Triggs 2005) of patches (N, 64, 64): 1764 features each."""
+    """Histograms of oriented gradients (Dalal & Triggs 2005) of patches (N, 64, 64): 1764 features per patch."""
     rows = [hog(image.astype(float), cells_per_block=(2, 2)) for image in tqdm(images, "gradients", unit="patch")]
     return pd.DataFrame(np.stack(rows))

@@ -1,6 +1,6 @@
-"""From a probability to a decision: calibration, thresholds, benefit, sets, and when to say nothing.
+"""From probabilities to decisions: calibration, thresholds, net benefit, conformal sets, abstention.
 
-Whatever is fitted or chosen here is so on validation patches; test patches are only measured.
+Everything is fitted and chosen on validation patches; test patches are only measured.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ from sklearn.metrics import roc_curve
 
 from nodules.evaluation import metrics
 
-RATES = (0.9, 0.95)  # sensitivities and specificities that screening and referral ask for
-ALPHA = 0.1  # how often a conformal set may miss the truth
+RATES = (0.9, 0.95)  # sensitivities and specificities that screening and referral require
+ALPHA = 0.1  # miscoverage allowed to a conformal set
 THRESHOLDS = np.linspace(0.05, 0.8, 31)  # of the decision curve
-KEPT = np.linspace(0.2, 1.0, 17)  # share of patches on which a cautious model speaks
-SMALLEST = np.finfo(np.float32).eps  # of a probability, as log-loss clips it
+KEPT = np.linspace(0.2, 1.0, 17)  # shares of patches on which a cautious model decides
+SMALLEST = np.finfo(np.float32).eps  # probability, clipped as in the log-loss
 
 
 def tempered(p: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities whose logits are divided by ``temperature``: above 1 less sure, the order unchanged."""
+    """Probabilities whose logits are divided by ``temperature``: above 1, less confident; in the same order."""
     return expit(logit(np.clip(p, SMALLEST, 1 - SMALLEST)) / temperature)
 
 
@@ -35,10 +35,10 @@ def temperature(y: np.ndarray, p: np.ndarray) -> float:
 
 
 def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, bins: int = 8) -> pd.DataFrame:
-    """Share of malignant patches against the probability said, in bins of equally many patches.
+    """Share of malignant patches against predicted probability, in bins of equally many patches.
 
     Returns:
-        ``x`` (mean probability), ``value`` (share of malignant patches), ``low``, ``high``, ``patches``, a row a bin.
+        One row per bin: ``x`` (mean probability), ``value`` (share of malignant patches), ``low, high, patches``.
     """
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
     member = np.searchsorted(edges, p, side="right")[:, None] == np.arange(len(edges) + 1)
@@ -48,9 +48,9 @@ def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, bins
 
 
 def threshold(y: np.ndarray, p: np.ndarray, rate: str, at_least: float) -> float:
-    """Where to call malignant from, so that ``rate`` (``sensitivity`` or ``specificity``) is ``at_least`` so high here.
+    """The threshold at which ``rate`` (``sensitivity`` or ``specificity``) reaches ``at_least`` on these patches.
 
-    Of all such thresholds the one that costs least of the other rate.
+    Of all such thresholds, the one that costs least of the other rate.
     """
     if rate == "sensitivity":
         return float(np.quantile(p[y == 1], 1 - at_least, method="lower"))
@@ -58,7 +58,7 @@ def threshold(y: np.ndarray, p: np.ndarray, rate: str, at_least: float) -> float
 
 
 def youden(y: np.ndarray, p: np.ndarray) -> float:
-    """The threshold with the highest sensitivity + specificity (Youden 1950); halfway to the next lower score."""
+    """The threshold with the highest sensitivity + specificity (Youden 1950), halfway to the next lower score."""
     false, true, thresholds = roc_curve(y, p, drop_intermediate=False)
     best = 1 + int(np.argmax((true - false)[1:]))  # the first threshold is infinite
     below = p[p < thresholds[best]]
@@ -71,13 +71,13 @@ def operating_points(
     """Sensitivity and specificity on test at thresholds that reach ``RATES`` on valid.
 
     Args:
-        valid: labels and probabilities, (N,) each.
-        test: likewise.
-        units: what is resampled, such as the patient of each test patch, (N,).
+        valid: labels and probabilities, (M,) each.
+        test: labels and probabilities, (N,) each.
+        units: what the bootstrap resamples, such as the patient of each test patch, (N,).
         seed: of the bootstrap.
 
     Returns:
-        ``name`` (what was aimed at on valid), ``threshold``, ``part`` (the rate measured), ``value, low, high``.
+        ``name`` (the target on valid), ``threshold``, ``part`` (the rate measured), ``value, low, high``.
     """
     y, p = test
     truth = np.column_stack([y == 1, y == 0]).astype(float)
@@ -95,8 +95,8 @@ def operating_points(
 def net_benefit(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
     """Decision curve (Vickers & Elkin 2006, https://doi.org/10.1177/0272989X06295361): ``x, value, low, high``.
 
-    ``x`` is the probability from which on one would rather follow a nodule up; a needless follow-up costs x / (1 - x)
-    of what a cancer found is worth. The benefit is in cancers found, net, for each patch seen.
+    ``x`` is the threshold probability for follow-up: an unnecessary follow-up costs x / (1 - x) of the benefit of a
+    detected cancer. The net benefit is in detected cancers per patch.
     """
     called = p[:, None] >= THRESHOLDS
     gain = called * np.where(y[:, None] == 1, 1, -THRESHOLDS / (1 - THRESHOLDS))
@@ -104,12 +104,12 @@ def net_benefit(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> p
 
 
 def conformal(valid: tuple[np.ndarray, np.ndarray], p: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
-    """Split-conformal sets (Vovk et al. 2005; Angelopoulos & Bates 2021, arXiv 2107.07511): which classes may be.
+    """Split-conformal sets (Vovk et al. 2005; Angelopoulos & Bates 2021, arXiv 2107.07511): the plausible classes.
 
     Args:
-        valid: labels and probabilities, (M,) each, that set how unusual a class may look.
+        valid: labels and probabilities to calibrate on, (M,) each.
         p: probabilities of the patches to judge, (N,).
-        alpha: how often a set may miss the truth, if valid patches and these are drawn alike.
+        alpha: miscoverage allowed, if these patches and those of valid are exchangeable.
 
     Returns:
         (N, 2) bool: whether ``benign`` and ``malignant`` are in the set; both, one or none.
@@ -122,7 +122,7 @@ def conformal(valid: tuple[np.ndarray, np.ndarray], p: np.ndarray, alpha: float 
 
 
 def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
-    """How often conformal sets hold the truth, over all and by class, and how many classes they name.
+    """How often conformal sets contain the truth, overall and by class, and how many classes they name.
 
     Returns:
         ``name, value, low, high``: shares of the patches (of that class).
@@ -137,7 +137,7 @@ def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> p
 
 
 def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
-    """Accuracy where the model is surest: ``x`` (share of patches it speaks on), ``value, low, high``."""
+    """Accuracy where the model is most confident: ``x`` (share of patches kept), ``value, low, high``."""
     sure = np.abs(p - 0.5)
     kept = (sure[:, None] >= np.quantile(sure, 1 - KEPT)).astype(float)
     right = ((p >= 0.5) == (y == 1))[:, None]
@@ -145,9 +145,9 @@ def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd
 
 
 def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
-    """The row with the fewest ``parameters`` of those whose ``valid AUC`` is within one standard error of the best.
+    """The row with the fewest ``parameters`` among those whose ``valid AUC`` is within one standard error of the best.
 
-    The one-standard-error rule of Breiman et al. 1984; the error is a quarter of the 95% interval of the best.
+    The one-standard-error rule of Breiman et al. 1984; the error is a quarter of the best row's 95% interval.
     """
     best = table.loc[table["valid AUC"].idxmax()]
     error = (best["valid AUC high"] - best["valid AUC low"]) / 4

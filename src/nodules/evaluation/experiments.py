@@ -1,7 +1,7 @@
-"""Experiments repeated until their spread is known: leaking splits, few patients, augmentations, other scanners.
+"""Repeated experiments: leaking splits, few patients, augmentations, other scanners.
 
-The quick model is a logistic regression on principal components of a frozen body's features. It takes a fraction of a
-second, so that an experiment can be repeated until its own spread is known.
+The quick model is a logistic regression on principal components of a frozen body's features. It trains in a fraction
+of a second, so an experiment can be repeated to measure its spread.
 """
 
 import itertools
@@ -27,38 +27,38 @@ from nodules.networks.bank import Bank
 
 COMPONENTS, STRENGTH = 128, 1e-2  # of the quick model: components, inverse regularisation
 LEAKS = {"auc": "AUC", "accuracy": "accuracy", "log_loss": "log-loss"}
-# Of the comparison of augmentations: augmented views of each patch, heads of each kind, epochs of a head
+# Comparison of augmentations: augmented views per patch, heads per kind, epochs per head
 ABLATION_VIEWS, ABLATION_SEEDS, ABLATION_EPOCHS = 2, 3, 20
 
 
 def components(bank: Bank, seed: int) -> np.ndarray:
-    """Principal components of the plain view's features, unit variance, (N, 128) float32; no label is looked at."""
+    """Principal components of the plain view's features, unit variance, (N, 128) float32; labels are not used."""
     plain = StandardScaler().fit_transform(np.asarray(bank.features[:, 0], dtype=np.float32))
     kept = min(COMPONENTS, *plain.shape)
     return PCA(kept, whiten=True, svd_solver="randomized", random_state=seed).fit_transform(plain)
 
 
 def quick(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Probability of malignancy at the features ``at``, (M, D), by the quick model fitted on ``x``, (N, D)."""
+    """Probability of malignancy for features ``at`` (M, D), by the quick model fitted on ``x`` (N, D)."""
     return LogisticRegression(C=STRENGTH, max_iter=500).fit(x, y).predict_proba(at)[:, 1]
 
 
 def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, seed: int) -> pd.DataFrame:
-    """Score the quick model on splits that leak and on splits that do not, else alike.
+    """Score the quick model on splits that leak and on otherwise equal splits that do not.
 
-    Each repeat splits so that no ``group`` stands on two sides; then deals the same numbers of patches of each class
-    to the same sides at random (:func:`nodules.data.split.dealt`).
+    Each repeat makes a split in which no ``group`` is in two parts, then shuffles its patches within each class
+    (:func:`nodules.data.split.dealt`).
 
     Args:
         x: features, (N, D).
         table: ``id, malignant, group`` (patient or cluster), ``nodule`` of each patch.
-        most: slices taken of a nodule, a level each; nodules with fewer give all.
-        repeats: of each level.
+        most: levels, each the most slices of one nodule.
+        repeats: splits per level.
         seed: of the first repeat.
 
     Returns:
         ``slices, repeat, arm`` (``apart`` or ``random``), and each of ``metrics.METRICS`` on test. Levels at which the
-        units can't be kept apart with both classes on all sides are left out.
+        units can't be kept apart with both classes in all parts are left out.
     """
     rows, y = [], table["malignant"].to_numpy()
     for level in tqdm(most, "leakage", unit="level"):
@@ -74,7 +74,7 @@ def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, s
 
 
 def _cut(table: pd.DataFrame, level: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows of at most ``level`` slices of each nodule, and a split that keeps units apart, if there is one."""
+    """Rows of at most ``level`` slices per nodule, and a split that keeps units apart; None if there is none."""
     drawn = table.sample(frac=1, random_state=seed)
     few = np.sort(table.index.get_indexer(drawn[drawn.groupby("nodule").cumcount() < level].index))
     grouped = table.iloc[few].assign(patient=table["group"].iloc[few])
@@ -86,8 +86,8 @@ def inflation(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores of both arms of :func:`leakage` over repeats, and how much better the leaking one looks.
 
     Returns:
-        ``metric`` (a title), ``slices``, ``arm`` (``apart``, ``random``, or ``gain``: random minus apart, of losses
-        apart minus random), ``value, low, high`` as of :func:`nodules.evaluation.metrics.over_repeats`.
+        ``metric`` (a title), ``slices``, ``arm`` (``apart``, ``random``, or ``gain``: random minus apart, for losses
+        apart minus random), ``value, low, high`` as from :func:`nodules.evaluation.metrics.over_repeats`.
     """
     rows = []
     for (name, title), (slices, level) in itertools.product(LEAKS.items(), scores.groupby("slices")):
@@ -102,13 +102,13 @@ def inflation(scores: pd.DataFrame) -> pd.DataFrame:
 def learning_curve(
     x: np.ndarray, parts: Parts, sizes: list[int], repeats: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """AUC on test of the quick model, trained on few of the training units, such as patients.
+    """Test AUC of the quick model, trained on subsets of the training units, such as patients.
 
     Args:
         x: features of all patches, (N, D).
-        parts: which of them train and which test.
-        sizes: how many units are trained on.
-        repeats: draws of each size; a draw of one class only is drawn again.
+        parts: their split.
+        sizes: numbers of units to train on.
+        repeats: draws per size; draws of a single class are repeated.
         seed: of the draws and the bootstrap.
 
     Returns:
@@ -130,13 +130,13 @@ def learning_curve(
 
 
 def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.DataFrame:
-    """Power laws through learning curves, carried on: ``x, value, low, high``, of 1 - error.
+    """Learning curves extrapolated by power laws: ``x, value, low, high`` of 1 - error.
 
-    Errors fall about as floor + scale * size ** -power (Hestness et al. 2017, arXiv 1712.00409).
+    Errors fall roughly as floor + scale * size ** -power (Hestness et al. 2017, arXiv 1712.00409).
 
     Args:
-        sizes: (S,), rising.
-        errors: 1 - AUC of each repeat, (R, S); one law is fitted to each, the spread of them is the band.
+        sizes: (S,), ascending.
+        errors: 1 - AUC of each repeat, (R, S); one law is fitted to each, and their spread is the band.
         at: sizes to show, (X,).
     """
 
@@ -153,11 +153,11 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
 
 
 def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str) -> list[nn.Module]:
-    """Heads of several seeds, trained on the same patches with one kind of augmentation.
+    """Heads with several seeds, trained on the same patches with one kind of augmentation.
 
     Args:
         body: the frozen network.
-        part: patches to train on; every tenth only validates.
+        part: patches to train on; every tenth is for validation only.
         pool: as for :func:`nodules.networks.bank.compute`.
         kind: of augmentation, ``none`` or one of :func:`nodules.data.transforms.vary`.
     """
@@ -170,22 +170,22 @@ def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str) -> list[
 
 
 def predict(models: list[nn.Module], features: Bank, rows: np.ndarray) -> np.ndarray:
-    """Probabilities that each of the heads gives to the plain view of some patches, (heads, rows)."""
+    """Each head's probabilities for the plain view of some patches, (heads, rows)."""
     return np.stack([heads.predict(model, features, rows)[:, 0] for model in models])
 
 
 def by_severity(
     about: pd.DataFrame, y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, names: dict[str, str]
 ) -> pd.DataFrame:
-    """How a model falls, shift by shift.
+    """How a model degrades under each shift.
 
     Args:
-        about: ``shift, severity`` of each of the M patches; severity 0 are the same patches unshifted.
+        about: ``shift, severity`` of each of the M patches; severity 0 is unshifted.
         y: labels, (M,).
         p: probabilities, (M,), or (S, M) of S trainings.
-        units: patient of each, (M,).
+        units: patient of each patch, (M,).
         seed: of the bootstrap.
-        names: of the metrics wanted, with a title each.
+        names: titles of the wanted metrics by name.
 
     Returns:
         ``shift, metric`` (its title), ``x`` (severity), ``value, low, high``.
@@ -208,7 +208,7 @@ def by_severity(
 def gains(
     about: pd.DataFrame, y: np.ndarray, p: dict[str, np.ndarray], units: np.ndarray, seed: int, reference: str
 ) -> pd.DataFrame:
-    """AUC of each training recipe minus that of the ``reference``, on each shift, mean of its severities.
+    """AUC of each training recipe minus that of the ``reference``, by shift, averaged over severities.
 
     Args:
         about: as for :func:`by_severity`; every block holds the same patches in the same order.
@@ -239,7 +239,7 @@ def gains(
 
 
 def simulate(patients: int, slices: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
-    """A model of known worth: alike patches of each patient, one hidden value a patient, a little noise a patch.
+    """A model of known performance: one hidden value per patient, a little noise per patch.
 
     Returns:
         Labels, probabilities and patients, (patients * slices,), and the true ``auc`` and ``accuracy``.
@@ -254,7 +254,7 @@ def simulate(patients: int, slices: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def coverage(patients: int, slices: int, simulations: int, seed: int) -> pd.DataFrame:
-    """How often 95% intervals hold the truth, resampling patients and, wrongly, patches.
+    """How often 95% intervals contain the truth when resampling patients and, wrongly, patches.
 
     Returns:
         ``name`` (a metric), ``part`` (what is resampled), ``value`` (share of simulations), ``low, high`` (95%).

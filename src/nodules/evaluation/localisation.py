@@ -1,4 +1,4 @@
-"""How well activation maps find a nodule whose outline is known, against maps that know nothing of the image."""
+"""How well activation maps locate a nodule of known outline, compared with maps that ignore the image."""
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,10 @@ BLOB = 8  # pixels, standard deviation of the centred blob
 
 
 def pointing(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
-    """How well maps find the nodule, a row a patch.
+    """How well maps locate the nodule, one row per patch.
 
     Args:
-        maps: (N, s, s), any size, as the methods return them.
+        maps: (N, s, s), of any size.
         masks: (N, 64, 64), true inside the nodule.
 
     Returns:
@@ -29,7 +29,7 @@ def pointing(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
 
 
 def controls(count: int, side: int, seed: int) -> dict[str, np.ndarray]:
-    """Maps that know nothing of the picture, (count, side, side): noise and a blob in the middle."""
+    """Maps that ignore the image, (count, side, side): noise and a blob in the middle."""
     away = np.square(np.arange(side) - (side - 1) / 2)
     blob = np.exp(-(away[:, None] + away) / (2 * (BLOB * side / 64) ** 2))
     return {
@@ -50,7 +50,7 @@ def scores(maps: dict[str, np.ndarray], masks: np.ndarray, units: np.ndarray, se
 def likeness(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each map (N, s, s) with its counterpart, (N,); 0 where one of them is constant.
 
-    A map that looks the same after the head's weights were drawn anew explains nothing (Adebayo et al. 2018, arXiv
+    A map that looks the same under a randomly initialised head explains nothing (Adebayo et al. 2018, arXiv
     1810.03292).
     """
     first, second = (rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others))

@@ -1,4 +1,4 @@
-"""Arrays to numbers, each with its interval: the one scorer that every result passes through."""
+"""Metrics with bootstrap intervals: every result of the course is scored here."""
 
 import itertools
 
@@ -9,12 +9,12 @@ from scipy.stats import t as student
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 RESAMPLES = 1000
-GRID = np.linspace(0, 1, 101)  # where curves are read
-BINS = 10  # of probability, equally wide, in the calibration error
+GRID = np.linspace(0, 1, 101)  # where curves are evaluated
+BINS = 10  # equal-width bins of the calibration error
 
 
 def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve: the weighted share of (malignant, benign) pairs ranked rightly, ties counting half.
+    """Area under the ROC curve: the weighted share of (malignant, benign) pairs ranked correctly, ties counting half.
 
     The same as scikit-learn's ``roc_auc_score`` with sample weights, for many sets of weights at once.
 
@@ -36,27 +36,27 @@ def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def accuracy(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Share of patches on the right side of probability 0.5; shapes as for :func:`auc`."""
+    """Share of patches classified correctly at probability 0.5; shapes as for :func:`auc`."""
     return weights @ ((p >= 0.5) == (y == 1)) / weights.sum(axis=1)
 
 
 def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean negative log-likelihood in nats, of probabilities clipped as float32 can hold them; shapes as above."""
+    """Mean negative log-likelihood in nats, probabilities clipped at float32 precision; shapes as for :func:`auc`."""
     smallest = np.finfo(np.float32).eps
     likelihood = np.clip(np.where(y == 1, p, 1 - p), smallest, 1)
     return weights @ -np.log(likelihood) / weights.sum(axis=1)
 
 
 def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean squared distance of the probability from the label (Brier 1950); shapes as above."""
+    """Mean squared difference between probability and label (Brier 1950); shapes as for :func:`auc`."""
     return weights @ (p - y) ** 2 / weights.sum(axis=1)
 
 
 def ece(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Expected calibration error: how far the share of malignant patches is from the probability said, over bins.
+    """Expected calibration error: gap between share of malignant patches and mean probability, averaged over bins.
 
-    Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602. Above 0 also for a perfect model, since bins are small,
-    and its interval leans upwards: compare it between models of the same patches. Shapes as above.
+    Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602. Above 0 even for a perfect model, since bins are small,
+    and its interval is biased upwards: compare only models on the same patches. Shapes as for :func:`auc`.
     """
     bins = np.minimum((p * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
     return np.abs((weights * (y - p)) @ bins).sum(axis=1) / weights.sum(axis=1)
@@ -66,10 +66,10 @@ METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brie
 
 
 def bootstrap_weights(units: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each patch stands in each of ``resamples`` samples of whole units (patients), shape (R, N).
+    """How often each patch occurs in each of ``resamples`` samples of whole units (patients), shape (R, N).
 
-    Patches of one patient are alike, so the patient is what is drawn with replacement (cluster bootstrap,
-    Field & Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``units`` has one label a patch, (N,).
+    Patches of a patient are correlated, so patients are drawn with replacement (cluster bootstrap,
+    Field & Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``units`` has one label per patch, (N,).
     """
     names, members = np.unique(units, return_inverse=True)
     even = np.full(len(names), 1 / len(names))
@@ -88,8 +88,8 @@ def score(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> dic
 
     Args:
         y: labels in {0, 1}, shape (N,), both present.
-        p: predicted probability of malignancy, shape (N,); or (S, N) of S trainings, whose mean score is given.
-        units: what is resampled, of each patch, shape (N,): the patient, or where unknown the patch.
+        p: predicted probability of malignancy, shape (N,); or (S, N) of S trainings, whose scores are averaged.
+        units: what is resampled, shape (N,): the patient of each patch, or where unknown the patch.
         seed: of the bootstrap.
 
     Returns:
@@ -99,17 +99,17 @@ def score(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> dic
 
 
 def over_folds(y: np.ndarray, p: np.ndarray, fold: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """As :func:`score`, of cross-validation: each metric is taken in each fold (N,) and averaged over folds.
+    """Like :func:`score`, for cross-validation: each metric is computed in each fold (N,) and averaged over folds.
 
-    Scores of different folds come from different trainings, so they are not ranked against each other. A fold of one
-    class is left out.
+    Predictions of different folds come from different models, so they are not ranked against each other. Folds with a
+    single class are left out.
     """
     y, p, weights = _resampled(y, p, units, seed)
     both = [rows for name in np.unique(fold) if len(np.unique(y[rows := fold == name])) == 2]
     members = both or [np.ones(len(y), dtype=bool)]
     out: dict[str, float] = {"n": len(y)}
     for name, metric in METRICS.items():
-        with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval leaves out
+        with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval ignores
             every = [metric(y[rows], scores[rows], weights[:, rows]) for scores in p for rows in members]
         ends = interval(np.mean(every, axis=0))
         out |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
@@ -123,7 +123,7 @@ def interval(draws: np.ndarray) -> dict[str, float]:
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Twice the share of resamples on the other side of zero, at least 1 / resamples; of (1 + R,) as above."""
+    """Two-sided p value of (1 + R,): twice the share of resamples beyond zero, at least 1 / resamples."""
     tail = min(np.nanmean(differences[1:] <= 0), np.nanmean(differences[1:] >= 0))
     return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
 
@@ -142,18 +142,14 @@ def paired(
 
 
 def pairwise(y: np.ndarray, scores: dict[str, np.ndarray], units: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Every two models on the same patches, a row a pair: is ``name`` better than ``other``?
+    """All pairs of models on the same patches, one row per pair: is ``name`` better than ``other``?
 
-    Args:
-        y: labels in {0, 1}, (N,).
-        scores: probabilities of each model, (N,).
-        units: what is resampled, such as the patient of each patch, (N,).
-        seed: of the bootstrap.
+    ``scores`` has the probabilities of each model, (N,); the other arguments are as for :func:`score`.
 
     Returns:
         ``name, other``; for ``auc`` and ``accuracy`` the difference with its interval (``auc, auc_low, auc_high``),
         its p value by :func:`paired` and after :func:`holm` (``auc_p, auc_holm``); and ``mcnemar``, the exact test of
-        McNemar 1947 for accuracy, which takes patches for independent, so it is too sure where patients bring several.
+        McNemar 1947 for accuracy, which is overconfident if patients have several patches: it assumes independence.
     """
     y, every, weights = _resampled(y, np.stack(list(scores.values())), units, seed)
     draws = {name: [METRICS[name](y, p, weights) for p in every] for name in ("auc", "accuracy")}
@@ -172,13 +168,7 @@ def pairwise(y: np.ndarray, scores: dict[str, np.ndarray], units: np.ndarray, se
 
 
 def shares(numerator: np.ndarray, denominator: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Ratios of sums over patches, X at once, with 95% bootstrap intervals as in :func:`score`.
-
-    Args:
-        numerator: (N, X).
-        denominator: (N, X).
-        units: what is resampled, such as the patient of each patch, (N,).
-        seed: of the bootstrap.
+    """Ratios of sums over patches, of two arrays (N, X), with 95% bootstrap intervals as in :func:`score`.
 
     Returns:
         ``value, low, high``, X rows; NaN where nothing is counted.
@@ -199,13 +189,10 @@ def mean(values: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, floa
 
 
 def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]:
-    """Mean over repeated random splits, (R,), with the corrected 95% interval of Nadeau & Bengio 2003.
+    """``value, low, high``: mean over repeated splits, (R,), and the corrected 95% interval of Nadeau & Bengio 2003.
 
-    Splits of the same patches overlap, so their spread is too small; the variance is raised by the share of patches
-    tested over that trained on (https://doi.org/10.1023/A:1024068626366).
-
-    Returns:
-        ``value, low, high``.
+    Splits of the same patches overlap, so their spread is too small; the variance is increased by the ratio of test to
+    training patches (https://doi.org/10.1023/A:1024068626366).
     """
     r = len(differences)
     value, spread = float(np.mean(differences)), np.std(differences, ddof=1)
@@ -214,12 +201,12 @@ def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]
 
 
 def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Replace what was predicted of each patch by the mean over the slices of its ``nodule``.
+    """Replace each patch's predictions by their mean over the slices of its ``nodule``.
 
-    Where ``slice_index`` is known, only the middle half of the slices counts: the outer ones graze the nodule.
+    Where ``slice_index`` is known, only the middle half of the slices is used: the outer ones graze the nodule.
 
     Returns:
-        As many rows as given; ``drop_duplicates("nodule")`` leaves one a nodule.
+        As many rows as given; ``drop_duplicates("nodule")`` leaves one per nodule.
     """
     counted = predictions
     if "slice_index" in predictions:
@@ -232,7 +219,7 @@ def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def confusion(y: np.ndarray, called: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Counts of truth against call (0 benign, 1 malignant), and their share of the truth with 95% intervals.
+    """Counts by truth and call (0 benign, 1 malignant), and their share of the true class with 95% intervals.
 
     Returns:
         ``truth, called, patches, value, low, high``, four rows.
@@ -275,7 +262,7 @@ def _precision(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """P values corrected for making several comparisons (Holm 1979), in the order given."""
+    """P values corrected for multiple comparisons (Holm 1979), in the order given."""
     order = np.argsort(p_values)
     raised = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
     corrected = np.empty(len(order))

@@ -5,21 +5,21 @@ import pandas as pd
 
 from nodules.evaluation import metrics
 
-FEWEST = 3  # readers of a nodule: one to judge, at least two to judge by
+FEWEST = 3  # radiologists per nodule: one to judge, at least two to judge by
 UNDECIDED = 3  # the middle of the scale of malignancy, 1 to 5
 
 
 def votes(nodules: pd.DataFrame) -> pd.DataFrame:
-    """Leave one reader out: every opinion with the median of the other readers of the same nodule.
+    """Leave one radiologist out: every opinion with the median of the others on the same nodule.
 
-    LIDC-IDRI does not record which reader is which, so opinions are pooled. Where the others' median is the middle of
-    the scale there is no target, and the opinion is left out.
+    LIDC-IDRI does not identify its radiologists, so opinions are pooled. Where the others' median is the middle of the
+    scale there is no target, and the opinion is left out.
 
     Args:
-        nodules: a row each, with ``ratings`` ("5;4;4") and any further columns.
+        nodules: one row per nodule, with ``ratings`` ("5;4;4") and any other columns.
 
     Returns:
-        The same columns and ``rating`` (1 to 5), ``y`` (whether the others' median is above 3), a row an opinion.
+        The same columns and ``rating`` (1 to 5), ``y`` (whether the others' median is above 3), one row per opinion.
     """
     rows = []
     for nodule in nodules.to_dict("records"):
@@ -34,13 +34,7 @@ def votes(nodules: pd.DataFrame) -> pd.DataFrame:
 def kappa(y: np.ndarray, call: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Agreement beyond chance (Cohen 1960) of calls in [0, 1] with labels; 0.5 is undecided, half right either way.
 
-    Args:
-        y: labels in {0, 1}, (N,).
-        call: (N,).
-        weights: (R, N).
-
-    Returns:
-        (R,).
+    Shapes as for :func:`nodules.evaluation.metrics.auc`.
     """
     total = weights.sum(axis=1)
     agreed, called, true = (weights @ part / total for part in (1 - np.abs(call - y), call, y))
@@ -54,16 +48,16 @@ def agreement(y: np.ndarray, call: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 
 def compare(table: pd.DataFrame, p: np.ndarray, line: float, units: np.ndarray, seed: int) -> pd.DataFrame:
-    """Readers and a model against the same targets, on the same nodules.
+    """Radiologists and a model against the same targets, on the same nodules.
 
-    A reader's rating 1 to 5 is read as the probability 0 to 1 in quarters; a 3 is half a call.
+    Ratings 1 to 5 are converted to probabilities 0 to 1 in steps of a quarter; a 3 is half a call.
 
     Args:
-        table: opinions as of :func:`votes`.
-        p: the model's probability of the nodule of each opinion, (N,).
-        line: from which on the model calls it malignant.
-        units: what is resampled, such as the patient of each opinion, (N,).
-        seed: of the bootstrap over them.
+        table: opinions as from :func:`votes`.
+        p: the model's probability for the nodule of each opinion, (N,).
+        line: threshold at which the model calls a nodule malignant.
+        units: what the bootstrap resamples, such as the patient of each opinion, (N,).
+        seed: of the bootstrap.
 
     Returns:
         ``name`` (a metric), ``part`` (``a radiologist``, ``the model``, ``model minus radiologist``),

@@ -1,12 +1,12 @@
-"""Results shaped into the tables that figures and reports take."""
+"""Results reshaped into the tables of figures and reports."""
 
 import pandas as pd
 
-from nodules.networks.finetune import Trained
+from nodules.networks.heads import Training
 
 
 def brief(valid: dict[str, float], test: dict[str, float]) -> dict[str, float]:
-    """AUC and accuracy on valid and test with their intervals, named for a table."""
+    """AUC and accuracy on valid and test with their intervals, keyed by column title."""
     ends = {"": "", "_low": " low", "_high": " high"}
     return {
         f"{part} {title}{text}": score[f"{metric}{end}"]
@@ -27,7 +27,7 @@ def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.Da
 
 
 def square(compared: pd.DataFrame, metric: str, names: list[str]) -> pd.DataFrame:
-    """Some pairs of :func:`nodules.evaluation.metrics.pairwise`, both ways round, for ``plots.differences``.
+    """Some pairs of :func:`nodules.evaluation.metrics.pairwise`, in both orders, for ``plots.differences``.
 
     Returns:
         ``row, column, value``, and ``sure``: whether Holm's p is below 0.05.
@@ -38,11 +38,10 @@ def square(compared: pd.DataFrame, metric: str, names: list[str]) -> pd.DataFram
     return pd.concat([cells[[*way, "sure"]].rename(columns=way) for way in ways], ignore_index=True)
 
 
-def phases(trainings: dict[str, Trained], head: pd.DataFrame | None = None) -> pd.DataFrame:
+def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> pd.DataFrame:
     """Losses of several trainings: ``arm, part, done, loss``, for :func:`nodules.plots.phases`.
 
-    ``done`` is the share of the training that is done, 0 to 1. The history of the ``head`` that all started from, if
-    any, runs from -1 to 0.
+    ``done`` is training progress, 0 to 1. The history of the ``head`` that all started from, if any, runs from -1 to 0.
     """
     losses = []
     for arm, training in trainings.items():

@@ -1,1 +1,1 @@
-"""Networks: their bodies and weights, the feature bank, heads, fine-tuning, activation maps."""
+"""Networks: bodies and weights, the feature bank, heads, fine-tuning, activation maps."""

@@ -1,7 +1,7 @@
-"""The feature bank: a frozen body's features computed once and kept, so that a head trains in seconds.
+"""The feature bank: a frozen body's features, computed once and cached, so that a head trains in seconds.
 
-fastai 0.7 had ``precompute=True``, which kept the features of the plain images and so lost augmentation. Here each
-patch is seen in several views, and a head draws one of them anew for each patch and epoch.
+fastai 0.7's ``precompute=True`` kept only the features of the plain images and so lost augmentation. Here the bank
+holds several views of each patch, and a head draws one of them per patch and epoch.
 """
 
 import hashlib
@@ -25,58 +25,57 @@ from nodules.networks.device import device, has_bfloat16
 
 POOLS = ("last", "all")  # stages
 VIEWS = ("none", "dihedral", "all", *transforms.AUGMENTATIONS)
-FORWARD_BATCH = 128  # images in one forward pass
+FORWARD_BATCH = 128  # images per forward pass
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Features (N, V, D) float16, read from disk as needed; view 0 is the plain patch."""
+    """Features (N, V, D) float16, memory-mapped; view 0 is the plain patch."""
 
     features: np.ndarray
     key: str
-    patches_per_second: float  # as measured when the bank was made, views counted as patches
+    patches_per_second: float  # measured when the bank was made; each view counts as a patch
 
     @property
     def width(self) -> int:
-        """D, the features of one view."""
+        """D, the number of features per view."""
         return self.features.shape[2]
 
 
 def check(pool: str, kind: str, k: int) -> None:
-    """Refuse an unknown pooling or kind of views, or a number of views out of range where they are drawn."""
+    """Raise InputError for an unknown pooling or kind of views, or ``k`` out of range where views are drawn."""
     if pool not in POOLS:
-        raise InputError(f"pool={pool!r}: no such pooling; take one of {', '.join(POOLS)}")
+        raise InputError(f"pool={pool!r}: no such pooling; use one of {', '.join(POOLS)}")
     if kind not in VIEWS:
-        raise InputError(f"views={kind!r}: no such views; take one of {', '.join(VIEWS)}")
+        raise InputError(f"views={kind!r}: no such views; use one of {', '.join(VIEWS)}")
     if kind not in ("none", "dihedral"):
         within(1, 1000, k=k)
 
 
 def pooled(maps: list[torch.Tensor], pool: str) -> torch.Tensor:
-    """Maximum and mean over space (fastai's concat pooling) of the last or of all stages, (N, D) float32."""
+    """Maximum and mean over space (fastai's concat pooling) of the last or all stages, (N, D) float32."""
     chosen = maps[-1:] if pool == "last" else maps
     return torch.cat([part for m in chosen for part in (m.amax((2, 3)).float(), m.mean((2, 3), dtype=torch.float))], 1)
 
 
 def width(body: bodies.Body, pool: str) -> int:
-    """D, the features of one view."""
+    """D, the number of features per view."""
     return 2 * (body.channels[-1] if pool == "last" else sum(body.channels))
 
 
 def compute(
     body: bodies.Body, images: np.ndarray, pool: str = "all", kind: str = "none", k: int = 0, seed: int = 0
 ) -> Bank:
-    """Compute or find the features of every patch in every view.
+    """The features of every patch in every view, from the cache if possible.
 
     Args:
-        body: the network; is put into evaluation mode and onto the device, its weights are not changed.
+        body: put into evaluation mode and moved to the device; its weights are not changed.
         images: (N, 64, 64), pixel values in the unit that the body was built for.
-        pool: ``last`` stage or ``all`` stages; at 64 pixels all are markedly better.
+        pool: ``last`` stage or ``all`` stages; at 64 pixels, ``all`` is markedly better.
         kind: ``none``, ``dihedral`` (the seven other symmetries of the square), or a kind of
-            :func:`nodules.data.transforms.vary`, such as ``rotate``: ``k`` views, each patch changed by amounts of its
-            own.
+            :func:`nodules.data.transforms.vary`, such as ``rotate``: ``k`` views with random amounts for each patch.
         k: number of augmented views.
-        seed: of the amounts.
+        seed: of the random amounts.
 
     Raises:
         InputError: unknown pooling or views, or k out of range where views are drawn.
@@ -85,7 +84,7 @@ def compute(
     shape = (len(images), {"none": 1, "dihedral": 8}.get(kind, 1 + k), width(body, pool))
 
     def make(path: Path) -> dict[str, float]:
-        # Moved here, not in _fill: what inference mode makes of the weights could not be trained any more
+        # Moved here, not in _fill: weights moved in inference mode can no longer be trained
         ready = body.eval().to(device(), memory_format=torch.channels_last)
         started = time.perf_counter()
         _fill(path, shape, ready, images, pool, kind, seed)
@@ -98,10 +97,10 @@ def compute(
 
 @torch.inference_mode()
 def strongest(body: bodies.Body, image: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` feature maps of every stage with the highest mean, for one patch (64, 64), to look at.
+    """The ``count`` feature maps with the highest mean in each stage, for one patch (64, 64).
 
     Returns:
-        (stages, count, side, side), pixels of the smaller maps repeated to the side of the largest.
+        (stages, count, side, side), upsampled (nearest neighbour) to the side of the largest.
     """
     maps = body.eval()(body.prepare(torch.from_numpy(image.astype(np.float32))[None].to(body.mean.device)))
     side = maps[0].shape[-1]
@@ -110,7 +109,7 @@ def strongest(body: bodies.Body, image: np.ndarray, count: int) -> np.ndarray:
 
 
 def _key(body: bodies.Body, images: np.ndarray) -> dict[str, Any]:
-    """All that features depend on but how they are pooled and which views they are of."""
+    """Everything that features depend on, except pooling and views."""
     code = "".join(inspect.getsource(module) for module in (bodies, transforms, sys.modules[__name__]))
     return {
         **asdict(body.weights),
@@ -128,14 +127,14 @@ def _key(body: bodies.Body, images: np.ndarray) -> dict[str, Any]:
 def _fill(
     path: Path, shape: tuple[int, int, int], body: bodies.Body, images: np.ndarray, pool: str, kind: str, seed: int
 ) -> None:
-    """Write the features batch by batch, so that memory does not grow with the number of patches."""
+    """Write the features batch by batch: memory does not grow with the number of patches."""
     low, high = body.weights.window
     count, views_of_each, width_of_each = shape
-    # One for each view, drawn from in the order of the patches: turns do not depend on the size of a batch
+    # One per view, used in the order of the patches: the amounts do not depend on the batch size
     draws = [np.random.default_rng([seed, view]) for view in range(views_of_each)]
     bar = tqdm(total=count * views_of_each, desc=f"{body.architecture} ({body.weights.name})", unit="patch")
     precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())
-    # Not through a memory map: where a disk is full, writing to one kills the process without a word
+    # Not a memory map: writing to one on a full disk kills the process silently
     with path.open("wb") as file, bar, precision:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for start in range(0, count, FORWARD_BATCH):

@@ -1,7 +1,7 @@
-"""Networks by name, with pretrained or random weights, as bodies that return the feature maps of every stage.
+"""Bodies: networks without their classifier, pretrained or random, that return the feature maps of every stage.
 
-ResNets (He et al. 2015, arXiv 1512.03385) are torchvision's, EfficientNet-Lite0 (after Tan & Le 2019, arXiv 1905.11946)
-and every further architecture are timm's.
+ResNets (He et al. 2015, arXiv 1512.03385) come from torchvision, EfficientNet-Lite0 (after Tan & Le 2019, arXiv
+1905.11946) and all other architectures from timm.
 """
 
 import re
@@ -20,19 +20,19 @@ from nodules.errors import InputError, in_brief
 from nodules.networks import weights
 from nodules.networks.weights import ARCHITECTURES, ASTRA_ARCHITECTURES, LITE0, LITE0_IN_TIMM, RESNETS, State
 
-CHEST_CT_WINDOW = (-1000.0, 200.0)  # HU, the range that those weights were trained on
+CHEST_CT_WINDOW = (-1000.0, 200.0)  # HU, as in the training of those weights
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Which network: what a notebook chooses, and what all that is measured with it says.
+    """A choice of network.
 
     Attributes:
-        architecture: one of ``weights.ARCHITECTURES`` or any name in timm that works with ``features_only``.
-        weights: one of ``weights.NAMES``, downloaded where needed; or ``auto``, the best of them that is here already,
+        architecture: one of ``weights.ARCHITECTURES`` or any timm name that works with ``features_only``.
+        weights: one of ``weights.NAMES``, downloaded if necessary; or ``auto``, the best of those available locally,
             with a warning for each better one that is not.
-        size: pixels, the side to which patches are resized; 64 leaves them as they are.
+        size: side to which patches are resized, pixels; 64 leaves them unchanged.
         pool: stages whose features the head sees, ``last`` or ``all``.
     """
 
@@ -42,32 +42,32 @@ class Spec:
     pool: str = "all"
 
     def check(self) -> None:
-        """Raise InputError for an unknown name, or a size that no network takes."""
+        """Raise InputError for an unknown name or an unusable size."""
         check(self.architecture)
         if self.weights not in ("auto", *weights.NAMES):
             known = ", ".join(weights.NAMES)
-            raise InputError(f"weights={self.weights!r}: no such weights; take auto or one of {known}")
+            raise InputError(f"weights={self.weights!r}: no such weights; use auto or one of {known}")
         if self.weights == "chest-ct" and self.architecture not in ASTRA_ARCHITECTURES:
             known = ", ".join(ASTRA_ARCHITECTURES)
-            raise InputError(f"weights='chest-ct': none for {self.architecture}; take one of {known}, or other weights")
+            raise InputError(f"weights='chest-ct': none for {self.architecture}; use one of {known}, or other weights")
         if not (isinstance(self.size, int) and 32 <= self.size <= 1024):
-            raise InputError(f"size={self.size!r}: networks halve an image five times; take an integer from 32 to 1024")
+            raise InputError(f"size={self.size!r}: networks halve an image five times; use an integer from 32 to 1024")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a body's weights come from, and what they expect of an image."""
+    """Where a body's weights come from, and the normalisation that they expect."""
 
     name: str  # "chest-ct", "imagenet" or "random"
     source: str  # one phrase for captions and tables
     sha256: str  # fingerprint of the tensors in the body
     window: tuple[float, float]  # pixel values mapped to 0..1: HU, or bytes
-    mean: Triple  # subtracted after the window, by channel
-    std: Triple  # divided by after that
+    mean: Triple  # subtracted after windowing, by channel
+    std: Triple  # divisor after that, by channel
 
 
 class Stages(nn.Sequential):
-    """A torchvision ResNet without its classifier: the same tensors by the same names, every stage returned."""
+    """A torchvision ResNet without its classifier, with the same tensor names; returns every stage."""
 
     ENDS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -93,31 +93,31 @@ class Body(nn.Module):
     Attributes:
         architecture: its name.
         weights: where its weights come from.
-        size: pixels, the side of the images that it takes.
-        channels: of the feature map of each stage, from input to output.
+        size: side of its input, pixels.
+        channels: of each stage's feature map, from input to output.
     """
 
     def __init__(self, architecture: str, net: nn.Module, channels: list[int], weights: Weights, size: int) -> None:
         super().__init__()
         self.architecture, self.net, self.channels, self.weights, self.size = architecture, net, channels, weights, size
-        # Buffers move to the device with the body, but are no weights
+        # Buffers move to the device with the body, but are not trained or saved
         self.register_buffer("mean", torch.tensor(weights.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1), persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn patches into what the network takes: windowed, resized, in three channels, normalised.
+        """Turn patches into network input: windowed, resized, in three channels, normalised.
 
-        All three channels hold the same grey image: the simplest way to keep every pretrained filter exact.
+        All three channels hold the same grey image, which leaves every pretrained filter unchanged.
 
         Args:
-            images: (N, 64, 64) or (N, 1, 64, 64), pixel values in the source's unit (HU or bytes), any type.
+            images: (N, 64, 64) or (N, 1, 64, 64), pixel values in the source's unit (HU or bytes), any dtype.
 
         Returns:
             (N, 3, size, size), float32, on the body's device.
         """
         grey = images.unsqueeze(1) if images.ndim == 3 else images
         if grey.ndim != 4 or grey.shape[1] != 1:
-            raise InputError(f"images of shape {tuple(images.shape)}: no grey patches; bring (N, 1, 64, 64)")
+            raise InputError(f"images of shape {tuple(images.shape)}: not grey patches; pass (N, 1, 64, 64)")
         grey = transforms.window(grey.to(self.mean), *self.weights.window)
         if grey.shape[-1] != self.size:
             grey = F.interpolate(grey, size=(self.size, self.size), mode="bilinear", align_corners=False)
@@ -128,7 +128,7 @@ class Body(nn.Module):
         return list(self.net(images))
 
     def groups(self) -> list[list[nn.Parameter]]:
-        """All parameters, cut after each stage from input to output, for discriminative learning rates."""
+        """All parameters by stage, from input to output, for discriminative learning rates."""
         ends = Stages.ENDS if isinstance(self.net, Stages) else self.net.feature_info.module_name()
         layers = [(_flat(name), list(layer.parameters(recurse=False))) for name, layer in self.net.named_modules()]
         lasts = [
@@ -148,7 +148,7 @@ def build(spec: Spec, unit: str = "HU", seed: int = 0) -> Body:
         seed: of random weights.
 
     Raises:
-        InputError: an unknown name, weights that are not available or don't fit, a size that the network can't take.
+        InputError: an unknown name, weights that are unavailable or don't fit, or an unusable size.
     """
     spec.check()
     names = weights.candidates(spec.architecture) if spec.weights == "auto" else [spec.weights]
@@ -161,14 +161,14 @@ def build(spec: Spec, unit: str = "HU", seed: int = 0) -> Body:
 
 
 def specs(architectures: list[str], names: list[str], size: int, pool: str) -> list[Spec]:
-    """Every architecture with every one of the named weights that can be had here without a download.
+    """Each combination of architecture and named weights that needs no download.
 
     Raises:
         InputError: an unknown name, or nothing to compare.
     """
     unknown = set(names) - set(weights.NAMES)
     if unknown:
-        raise InputError(f"weights={min(unknown)!r}: no such weights; take some of {', '.join(weights.NAMES)}")
+        raise InputError(f"weights={min(unknown)!r}: no such weights; use one or more of {', '.join(weights.NAMES)}")
     for architecture in architectures:
         check(architecture)
     here = [
@@ -188,7 +188,7 @@ def parameters(body: nn.Module) -> int:
 
 
 def stages(body: Body, side: int) -> list[dict[str, object]]:
-    """Of each stage: ``name, channels, side`` of its map (pixels, from an image of ``side``), ``parameters``."""
+    """By stage: ``name, channels, side`` of its map (pixels, for an image of ``side``), ``parameters``."""
     with torch.inference_mode():
         maps = body.eval()(torch.zeros(1, 3, side, side, device=body.mean.device))
     counts = [sum(parameter.numel() for parameter in group) for group in body.groups()]
@@ -199,10 +199,10 @@ def stages(body: Body, side: int) -> list[dict[str, object]]:
 
 
 def check(architecture: str) -> None:
-    """Raise InputError for an architecture that is unknown."""
+    """Raise InputError for an unknown architecture."""
     if architecture not in ARCHITECTURES and not timm.is_model(architecture):
         known = ", ".join(ARCHITECTURES)
-        raise InputError(f"architecture={architecture!r}: no such network; take one of {known} or any name in timm")
+        raise InputError(f"architecture={architecture!r}: no such network; use one of {known} or any name in timm")
 
 
 def _build(spec: Spec, name: str, unit: str, seed: int, download: bool) -> Body:
@@ -218,7 +218,7 @@ def _build(spec: Spec, name: str, unit: str, seed: int, download: bool) -> Body:
 
 
 def _network(architecture: str, state: State | None, size: int, seed: int) -> tuple[nn.Module, list[int]]:
-    """The network with the tensors of ``state``, or random ones, and the channels of its stages."""
+    """The network with the tensors of ``state`` or random ones, and the channels of each stage."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             # torch.manual_seed would also reset the generators of accelerators, which are not forked here
@@ -233,33 +233,33 @@ def _network(architecture: str, state: State | None, size: int, seed: int) -> tu
                 flat = {_flat(name): tensor for name, tensor in state.items()}
                 net.load_state_dict({name: flat[_flat(name)] for name in net.state_dict() if _flat(name) in flat})
             channels = [features.shape[1] for features in net.eval()(torch.zeros(1, 3, size, size))]
-    except Exception as error:  # each of timm's thousand networks fails in its own way
+    except Exception as error:  # timm's networks fail in many different ways
         kind = "random weights" if state is None else "the weights found for it"
         raise InputError(
-            f"architecture={architecture!r}: fails at size={size} with {kind} ({in_brief(error)}); take another"
+            f"architecture={architecture!r}: fails at size={size} with {kind} ({in_brief(error)}); use another"
         ) from error
     if not isinstance(net, Stages) and channels != net.feature_info.channels():
-        raise InputError(f"architecture={architecture!r}: its maps are not (N, channels, height, width); take another")
+        raise InputError(f"architecture={architecture!r}: its maps are not (N, channels, height, width); use another")
     return net.train(), channels
 
 
 def _calibrate(net: nn.Module, size: int) -> None:
     """Set the batch-norm statistics of random weights from noise, in one pass.
 
-    With the statistics that a new layer starts with (mean 0, variance 1) each residual block doubles the variance, and
-    a frozen ResNet-152 would give numbers beyond float16.
+    With the initial statistics (mean 0, variance 1), each residual block doubles the variance, and the features of a
+    frozen ResNet-152 would overflow float16.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = None  # the plain mean over batches
+        layer.momentum = None  # cumulative average
     net.train()(torch.randn(32, 3, size, size))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 
 
 def _flat(name: str) -> str:
-    """A name of a layer or tensor without what timm changes when it wraps: stages_0 or model.stages.0 for stages.0."""
+    """A layer's or tensor's name in one form, since timm's wrappers turn stages.0 into stages_0 or model.stages.0."""
     return re.sub(r"\W", "_", name).removeprefix("model_")
 
 

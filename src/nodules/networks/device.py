@@ -1,4 +1,4 @@
-"""Which device computes, and how precisely it multiplies."""
+"""Which device computes, and whether it multiplies bfloat16."""
 
 import functools
 import warnings
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 @functools.cache
 def device() -> torch.device:
-    """The GPU where there is one that this torch can use, else the CPU; one tiny convolution decides.
+    """The GPU if this torch can use it, else the CPU; a tiny convolution decides.
 
-    CUDA also lists cards for which torch is no longer built, such as Paperspace's M4000, P4000 and P5000.
+    CUDA also lists cards that torch no longer supports, such as Paperspace's M4000, P4000 and P5000.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -22,17 +22,17 @@ def device() -> torch.device:
         reason = str(error).strip().partition("\n")[0]
     if not reason:
         return torch.device("cuda")
-    warnings.warn(f"{_card()} can't be used, so the CPU is: {reason}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"{_card()} can't be used, falling back to the CPU: {reason}", RuntimeWarning, stacklevel=2)
     return torch.device("cpu")
 
 
 def described() -> str:
-    """The card's name, or the CPU with its threads."""
+    """The GPU's name, or the CPU with its threads."""
     return _card() if device().type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def has_bfloat16() -> bool:
-    """Whether the machine multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    """Whether the hardware multiplies bfloat16; emulated, it is slower than float32."""
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,7 +1,6 @@
-"""All layers trained on images: augmented, warmed up, watched for divergence, within a budget of computation.
+"""Fine-tuning of all layers on images: augmentation, warm-up, divergence checks, a compute budget.
 
-Two recipes differ in what :class:`Recipe` names and in nothing else, so a notebook can change one factor at a time and
-say which one mattered.
+Trainings differ only in the fields of :class:`Recipe`, so a notebook can change one factor at a time.
 """
 
 import math
@@ -33,27 +32,27 @@ from nodules.networks.device import device
 from nodules.networks.heads import Learner, Training
 from nodules.networks.network import SYMMETRIES, Mixed, Network, predict
 
-STEP_BATCH = 32  # patches in a step
-CHECKS = 3  # validations in a training
-LIMIT = 4 * math.log(2)  # a smoothed training loss above it, four times that of a fair coin, is divergence
-# The head before all layers; with many more epochs it overfits
+STEP_BATCH = 32  # patches per step
+CHECKS = 3  # validations per training
+LIMIT = 4 * math.log(2)  # smoothed training loss that counts as divergence, four times that of guessing
+# The head alone, before all layers; many more epochs overfit
 PROBE = heads.Recipe(epochs=5, lr=heads.LR, augment=True)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How all layers are trained: Adam, the rate warmed up linearly, then down to 0 along a cosine."""
+    """How all layers are trained: Adam, linear warm-up, then cosine annealing to 0."""
 
-    lr: float  # the highest, of the last layer group
-    spread: float = 1.0  # how much smaller the rate of the first group is (discriminative learning rates)
-    warmup: float = 0.0  # share of the training in which the rate rises
-    frozen_statistics: bool = False  # batch norm in the body keeps its means and variances
+    lr: float  # peak learning rate of the last layer group
+    spread: float = 1.0  # factor by which the first group's rate is lower (discriminative rates)
+    warmup: float = 0.0  # share of the training
+    frozen_statistics: bool = False  # batch norm keeps its running means and variances
     smoothing: float = 0.0  # of labels
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits and the shares of both classes (N, 2)
-    bfloat16: bool = True  # where the machine multiplies it in hardware
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits and soft labels, (N, 2) each
+    bfloat16: bool = True  # where the hardware supports it
 
     def rate(self, groups: int) -> Callable[[float], np.ndarray]:
-        """Learning rate of each layer group, as a function of the share of the training that is done."""
+        """Learning rate of each layer group as a function of training progress, 0 to 1."""
         highest = np.geomspace(self.lr / self.spread, self.lr, groups)
 
         def at(done: float) -> np.ndarray:
@@ -64,40 +63,40 @@ class Recipe:
         return at
 
 
-# The best on real patches of those tried; the rates are per layer group
+# The best of those tried on real patches
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
 SCRATCH = Recipe(lr=3e-3, warmup=0.25, smoothing=0.1)
 
 
 class Budget:
-    """Time to train in, shared out before anything is trained, so that the same parameters give the same training.
+    """A compute budget, converted into steps before training, so that the same parameters give the same training.
 
-    How many steps a share pays for follows from the multiplications that a network needs and from ``gflops``, what the
-    profile says that its machine does; what the clock says changes only what is shown.
+    The conversion uses a network's number of multiplications and the machine's nominal speed, ``gflops``; the clock
+    only affects the display.
     """
 
     def __init__(self, minutes: float, gflops: float) -> None:
         if not (minutes > 0 and gflops > 0):
-            raise InputError(f"budget_min={minutes}, gflops={gflops}: both are above 0; take 5 and 150 to begin with")
+            raise InputError(f"budget_min={minutes}, gflops={gflops}: both must be above 0; start with 5 and 150")
         self.minutes, self.gflops, self.started = minutes, gflops, time.monotonic()
 
     def steps(self, network: nn.Module, share: float, checked: int) -> int:
-        """Steps that this share of the budget pays for, the validations on ``checked`` patches paid first."""
+        """Training steps in a share of the budget, after deducting the validations on ``checked`` patches."""
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             network.eval()(torch.zeros(2, 1, 64, 64, device=device()))
         patches = share * self.minutes * 60 * self.gflops * 1e9 / (counter.get_total_flops() / 2)
-        # Backward takes twice as long as forward
+        # The backward pass takes twice as long as the forward pass
         return max(CHECKS, int((patches - CHECKS * checked) / 3 / STEP_BATCH) // CHECKS * CHECKS)
 
     def left(self) -> str:
-        """Minutes left, to show."""
+        """Minutes left, for display."""
         left = max(0.0, self.minutes - (time.monotonic() - self.started) / 60)
         return f"{left:.1f} of {self.minutes:g} min left"
 
 
 class ImageLoader(DataLoader):
-    """Batches of images (B, 1, 64, 64) and their labels; with a ``seed`` shuffled and augmented in each epoch."""
+    """Batches of images (B, 1, 64, 64) and their labels; with a ``seed``, shuffled and augmented in each epoch."""
 
     def __init__(self, part: Part, batches: int, seed: int | None = None) -> None:
         super().__init__(range(batches), bs=1, device=device())
@@ -116,7 +115,7 @@ class ImageLoader(DataLoader):
 
 
 class FrozenStatistics(Callback):
-    """Keep every two-dimensional batch norm in evaluation mode; fastai has set training mode just before."""
+    """Keep 2D batch norm in evaluation mode; fastai has just switched it to training mode."""
 
     def before_train(self) -> None:
         """Before each epoch."""
@@ -126,7 +125,7 @@ class FrozenStatistics(Callback):
 
 
 class Watch(Callback):
-    """Show progress; stop a training that diverges, and say where."""
+    """Show progress; stop a training that diverges and record where."""
 
     order = 60  # after fastai's recorder
 
@@ -134,17 +133,17 @@ class Watch(Callback):
         self.bar, self.stopped = tqdm(total=steps, desc=name, unit="step"), ""
 
     def after_batch(self) -> None:
-        """Look at the smoothed training loss."""
+        """Check the smoothed training loss."""
         if not self.training:
             return
         self.bar.update()
         loss = float(self.recorder.smooth_loss.value)
-        if not loss < LIMIT:  # NaN is not either
+        if not loss < LIMIT:  # true for NaN too
             self.stopped = f"diverged at step {self.bar.n}: training loss {loss:.3g} is not below {LIMIT:.2f}"
             raise CancelFitException
 
     def after_fit(self) -> None:
-        """Close the bar, also after a stop."""
+        """Close the bar, even after a stop."""
         self.bar.close()
 
 
@@ -159,12 +158,12 @@ def train(network: nn.Module, parts: Parts, recipe: Recipe, *, steps: int, name:
     """Train all layers of ``network``, in place.
 
     Args:
-        network: takes (N, 1, 64, 64) pixel values, gives logits (N, 2); with a method ``groups`` where its layers are
-            to have rates of their own.
-        parts: patches to train and to validate on.
-        recipe: how.
-        steps: batches of ``STEP_BATCH`` patches, a multiple of ``CHECKS``: after each ``1 / CHECKS`` it is validated.
-        name: shown with the progress.
+        network: maps pixel values (N, 1, 64, 64) to logits (N, 2); may have a method ``groups`` that returns its layer
+            groups.
+        parts: patches to train and validate on.
+        recipe: how to train.
+        steps: batches of ``STEP_BATCH`` patches, a multiple of ``CHECKS``.
+        name: label of the progress bar.
         seed: of batches, augmentation and dropout.
 
     Returns:
@@ -196,7 +195,7 @@ def train(network: nn.Module, parts: Parts, recipe: Recipe, *, steps: int, name:
 
 
 def head_first(spec: bodies.Spec, unit: str, bank: Bank, parts: Parts, seed: int = 0) -> tuple[Network, pd.DataFrame]:
-    """A network whose head has been trained on the bank of its frozen body, and the history of that head.
+    """A network with its head trained on the bank of its frozen body, and the head's history.
 
     The first half of LP-FT, "linear probing, then fine-tuning" (Kumar et al. 2022, arXiv 2202.10054).
 
@@ -204,7 +203,7 @@ def head_first(spec: bodies.Spec, unit: str, bank: Bank, parts: Parts, seed: int
         spec: of the bank's body.
         unit: of the pixels.
         bank: features of the patches in several views.
-        parts: patches to train and to validate on.
+        parts: patches to train and validate on.
         seed: of the head.
     """
     trained = heads.train(bank, parts, PROBE, seed)
@@ -221,19 +220,19 @@ def cross_validate(
     epochs: float,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train once for each fold and predict the patches that were left out.
+    """Train once per fold and predict the held-out patches.
 
     Args:
-        make: a network to start from, given the patches to train and to validate on.
+        make: returns a network to start from, given the patches to train and validate on.
         part: all N patches.
-        kept_together: what no two folds share, such as the patient of each patch, (N,).
-        recipe: how.
-        folds: how many.
+        kept_together: the unit of each patch, such as the patient, that no two folds share, (N,).
+        recipe: how to train.
+        folds: number of folds.
         epochs: passes over the training patches of a fold.
         seed: of the folds and the trainings.
 
     Returns:
-        Probabilities (N, 8) as of :func:`nodules.networks.network.predict`, and the fold of each patch, (N,).
+        Probabilities (N, 8) as from :func:`nodules.networks.network.predict`, and the fold of each patch, (N,).
     """
     p, fold = np.empty((len(part), SYMMETRIES)), np.empty(len(part), dtype=int)
     for k, left_out in enumerate(split.folds(part.y, kept_together, folds, seed)):

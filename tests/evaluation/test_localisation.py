@@ -1,0 +1,59 @@
+import numpy as np
+from scipy.stats import spearmanr
+
+from nodules.evaluation import localisation
+
+
+def test_pointing_by_hand():
+    masks = np.zeros((3, 64, 64), bool)
+    masks[:, :32, :32] = True
+    maps = np.zeros((3, 2, 2))
+    maps[0, 0, 0] = 1  # inside
+    maps[1, 1, 1] = 1  # outside
+    pointed = localisation.pointing(maps, masks)  # the third is empty
+    assert pointed["hit"].tolist() == [1, 0, 0]
+    assert pointed["mass"][0] > 0.7 and pointed["mass"][1] < 0.1 and pointed["mass"][2] == 0
+
+
+def test_controls_score_as_what_they_are():
+    """In the middle of the patch the blob finds a nodule and noise does not; noise has the share of the area."""
+    yy, xx = np.mgrid[:64, :64]
+    mask = (yy - 31.5) ** 2 + (xx - 31.5) ** 2 < 8**2
+    masks = np.repeat(mask[None], 400, 0)
+    table = localisation.scores(localisation.controls(400, 16, 0), masks, np.arange(400), 0)
+    assert list(table) == ["name", "part", "value", "low", "high"]
+    table = table.set_index(["name", "part"])
+    assert table.loc[("centred blob", "hit"), "value"] == 1
+    assert abs(table.loc[("random map", "mass"), "value"] - mask.mean()) < 0.01
+    assert abs(table.loc[("random map", "hit"), "value"] - mask.mean()) < 0.04
+    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+
+
+def test_scores_are_less_sure_where_few_patients_bring_the_patches():
+    masks = np.zeros((200, 64, 64), bool)
+    masks[:, :32, :32] = True
+    maps = np.zeros((200, 2, 2))
+    maps[:100, 0, 0] = maps[100:, 1, 1] = 1  # half the patients are found in every patch, half in none
+    widths = []
+    for units in (np.arange(200), np.arange(200) // 20):
+        hit = localisation.scores({"m": maps}, masks, units, 0).set_index("part").loc["hit"]
+        assert hit["value"] == 0.5
+        widths.append(hit["high"] - hit["low"])
+    assert widths[1] > 3 * widths[0]
+
+
+def test_controls_repeat_for_a_seed_and_have_the_size_that_is_asked_for():
+    first, again, other = (localisation.controls(3, 8, seed) for seed in (0, 0, 1))
+    assert all(maps.shape == (3, 8, 8) for maps in first.values())
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["random map"], other["random map"])
+    assert np.array_equal(first["centred blob"], other["centred blob"])
+
+
+def test_likeness_is_the_rank_correlation_of_each_map():
+    rng = np.random.default_rng(0)
+    maps, others = rng.random((5, 4, 4)), rng.random((5, 4, 4))
+    expected = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps, others, strict=True)]
+    assert np.allclose(localisation.likeness(maps, others), expected)
+    assert np.allclose(localisation.likeness(maps, maps**3), 1), "order counts, not size"
+    assert not localisation.likeness(maps, np.zeros_like(maps)).any()
