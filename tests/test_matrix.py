@@ -99,7 +99,7 @@ SETS = {  # name: (what is in the file, what a run says that it leaves out besid
     "no ratings": (lambda: without("ratings"), {VOTES}),
     "no slice index": (lambda: without("slice_index"), set()),
     "no spacing": (lambda: without("pixel_spacing_mm"), set()),
-    "one reader": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
+    "one radiologist": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
     "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - RULER),
     "only ratings": (lambda: bare(made(), ratings=made()["ratings"]), NOTHING - {VOTES}),
     "names that notebooks use": (clashing, set()),

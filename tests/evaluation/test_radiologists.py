@@ -9,10 +9,10 @@ from nodules.data import lidc
 from nodules.evaluation import radiologists
 
 
-def test_each_reader_is_judged_by_the_others_alone():
+def test_each_radiologist_is_judged_by_the_others_alone():
     nodules = pd.DataFrame({"nodule": ["a", "b", "c"], "ratings": ["5;4;1", "4;4", "3;3;5;1"], "y": [9, 9, 9]})
     table = radiologists.votes(nodules)
-    # a: the others' medians are 2.5, 3 (no target) and 4.5; b has too few readers; c: 3 (no target) twice, 3, 3
+    # a: the others' medians are 2.5, 3 (no target) and 4.5; b has too few radiologists; c: 3 (no target) twice, 3, 3
     assert table[["nodule", "rating", "y"]].values.tolist() == [["a", 5, 0], ["a", 1, 1]]
     assert list(table.columns) == ["nodule", "ratings", "y", "rating"]
 
@@ -41,11 +41,11 @@ def test_a_model_that_knows_the_others_beats_a_radiologist_and_a_coin_does_not()
     oracle = 0.8 * votes["y"].to_numpy() + 0.1
     table = radiologists.compare(votes, oracle, 0.5, units, 0).set_index(["name", "part"])
     assert table.loc[("AUC", "the model"), "value"] == table.loc[("kappa", "the model"), "value"] == 1
-    reader = table.loc[("AUC", "a radiologist")]
-    assert reader["value"] == pytest.approx(roc_auc_score(votes["y"], votes["rating"]))
-    assert reader["low"] < reader["value"] < reader["high"] < 1
+    radiologist = table.loc[("AUC", "a radiologist")]
+    assert radiologist["value"] == pytest.approx(roc_auc_score(votes["y"], votes["rating"]))
+    assert radiologist["low"] < radiologist["value"] < radiologist["high"] < 1
     gap = table.loc[("AUC", "model minus radiologist")]
-    assert gap["low"] > 0 and gap["value"] == pytest.approx(1 - reader["value"])
+    assert gap["low"] > 0 and gap["value"] == pytest.approx(1 - radiologist["value"])
     coin = np.random.default_rng(0).random(len(votes))
     lost = radiologists.compare(votes, coin, 0.5, units, 0).set_index(["name", "part"])
     assert lost.loc[("kappa", "model minus radiologist"), "high"] < 0

@@ -93,7 +93,7 @@ def page(
 
 
 def renewed(readme: Path, content: dict[str, Any]) -> str:
-    """The text of a README with its tables of results and of notebooks written anew.
+    """The text of a README with its tables of results and notebooks updated.
 
     Raises:
         InputError: it lacks the marks around them.
@@ -104,7 +104,7 @@ def renewed(readme: Path, content: dict[str, Any]) -> str:
 
 
 def with_notebooks(readme: Path) -> str:
-    """The text of a README with its table of notebooks written anew from :data:`nodules.course.LESSONS`.
+    """The text of a README with its table of notebooks updated from :data:`nodules.course.LESSONS`.
 
     Raises:
         InputError: it lacks the marks around the table.
