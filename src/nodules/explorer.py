@@ -25,7 +25,7 @@ def titles(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         parts = [f"p {row['p_tta']:.2f}"]
         parts += [f"ratings {row['ratings']}"] if "ratings" in row else []
-        parts += [row["patient"]] if isinstance(row["patient"], str) else []
+        parts += [row["patient"]] if isinstance(row.get("patient"), str) else []
         lines.append(f"{row['id']}\n{', '.join(parts)}")
     return lines
 

@@ -128,7 +128,8 @@ def test_heads_of_each_augmentation_learn_the_same_task(tmp_path, monkeypatch):
     images[y == 1, 24:40, 24:40] += 500
     images = images.astype(np.int16)
     table = pd.DataFrame({"id": np.arange(60).astype(str), "malignant": y})
-    part = Part(images, y, 1000 + np.arange(60), table, table["id"].to_numpy())  # its rows are those of another array
+    source = np.concatenate([np.zeros((40, 64, 64), np.int16), images])
+    part = Part(source, y, 40 + np.arange(60), table, table["id"].to_numpy())  # the last of more patches
     body = bodies.build(bodies.Spec("resnet10t", "random"), "HU")
     features = bank.compute(body, images)
     for kind in ("none", "blur"):
