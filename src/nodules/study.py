@@ -131,6 +131,7 @@ class Study(Record):
         They also have ``unit``, which intervals resample, and ``nodule``, one per patch where nodules are unknown.
         """
         predictions = self.earlier(notebook).table("predictions").set_index("id")[["y", "p", "p_tta"]]
-        described = self.patches.table.assign(nodule=self.patches.nodules, unit=self.patches.units)
+        named = self.patches.table.drop(columns=list(predictions), errors="ignore")  # a source may have such columns
+        described = named.assign(nodule=self.patches.nodules, unit=self.patches.units)
         valid, test = (described.iloc[part.rows].join(predictions, on="id") for part in (self.valid, self.test))
         return valid, test
