@@ -4,6 +4,7 @@ fastai 0.7's ``precompute=True`` kept only the features of the plain images and 
 holds several views of each patch, and a head draws one of them per patch and epoch.
 """
 
+import copy
 import hashlib
 import inspect
 import sys
@@ -69,7 +70,7 @@ def compute(
     """The features of every patch in every view, from the cache if possible.
 
     Args:
-        body: put into evaluation mode and moved to the device; its weights are not changed.
+        body: put into evaluation mode, and otherwise left as it is.
         images: (N, 64, 64), pixel values in the unit that the body was built for.
         pool: ``last`` stage or ``all`` stages; at 64 pixels, ``all`` is markedly better.
         kind: ``none``, ``dihedral`` (the seven other symmetries of the square), or a kind of
@@ -84,8 +85,8 @@ def compute(
     shape = (len(images), {"none": 1, "dihedral": 8}.get(kind, 1 + k), width(body, pool))
 
     def make(path: Path) -> dict[str, float]:
-        # Moved here, not in _fill: weights moved in inference mode can no longer be trained
-        ready = body.eval().to(device(), memory_format=torch.channels_last)
+        # A copy: the layout of the caller's weights, and so rounding, must not depend on what is in the cache
+        ready = copy.deepcopy(body.eval()).to(device(), memory_format=torch.channels_last)
         started = time.perf_counter()
         _fill(path, shape, ready, images, pool, kind, seed)
         return {"patches_per_second": shape[0] * shape[1] / (time.perf_counter() - started)}
