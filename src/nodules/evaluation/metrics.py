@@ -8,6 +8,8 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from nodules.data.sources import CLASSES
+
 RESAMPLES = 1000
 GRID = np.linspace(0, 1, 101)  # where curves are evaluated
 BINS = 10  # equal-width bins of the calibration error
@@ -224,13 +226,13 @@ def confusion(y: np.ndarray, called: np.ndarray, units: np.ndarray, seed: int = 
     Returns:
         ``truth, called, patches, value, low, high``, four rows.
     """
-    names, rows = ("benign", "malignant"), []
+    rows = []
     for truth in (0, 1):
         members = y == truth
         for call in (0, 1):
             share = mean((called[members] == call).astype(float), units[members], seed)
             patches = int((members & (called == call)).sum())
-            rows.append({"truth": names[truth], "called": names[call], "patches": patches, **share})
+            rows.append({"truth": CLASSES[truth], "called": CLASSES[call], "patches": patches, **share})
     return pd.DataFrame(rows)
 
 
