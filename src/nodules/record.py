@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from nodules import course, paths, plots
 from nodules.data.sources import Card
 from nodules.errors import InputError
-from nodules.networks.device import described
 
 KEPT = (".csv", ".json", ".npz", ".choice", ".safetensors")  # what a run writes into its folder
 PACKAGES = ("python", "torch", "torchvision", "fastai", "timm", "scikit-learn", "pandas", "papermill")
@@ -98,6 +97,8 @@ class Record:
     def environment(self) -> pd.DataFrame:
         """Seed, device, versions, revision and data hash, as a table to print."""
         from platform import python_version
+
+        from nodules.networks.device import described
 
         versions = {name: python_version() if name == "python" else version(name) for name in PACKAGES}
         facts = {"seed": self.parameters["seed"], "device": described(), **versions}

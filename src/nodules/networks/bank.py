@@ -21,10 +21,9 @@ from tqdm import tqdm
 from nodules import cache
 from nodules.data import transforms
 from nodules.errors import InputError, within
-from nodules.networks import bodies
+from nodules.networks import POOLS, bodies
 from nodules.networks.device import device, has_bfloat16
 
-POOLS = ("last", "all")  # stages
 VIEWS = ("none", "dihedral", "all", *transforms.AUGMENTATIONS)
 FORWARD_BATCH = 128  # images per forward pass
 

@@ -17,12 +17,12 @@ from fastai.data.load import DataLoader
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import no_random
-from fastai.vision.learner import create_head
 from fastcore.basics import noop
 from torch import Tensor, nn
 
 from nodules.data.split import Part, Parts
 from nodules.errors import InputError, within
+from nodules.networks import RULES
 from nodules.networks.bank import Bank
 from nodules.networks.bodies import parameters
 from nodules.networks.device import device
@@ -32,7 +32,6 @@ HIDDEN = 128
 LR = 1e-3  # suits the heads of all banks here
 BETA = 0.25
 SCHEDULES = ("constant", "restarts", "one-cycle", "flat-cosine")
-RULES = ("mean", "log", "beta")
 SUGGESTIONS = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steep}
 
 
@@ -187,6 +186,8 @@ def falling(lengths: list[int], lr: np.ndarray) -> Callable[[float], np.ndarray]
 
 def head(features: int) -> nn.Module:
     """A head like fastai's, without pooling: batch norm, 128 hidden units, dropout 0.5 before two logits."""
+    from fastai.vision.learner import create_head  # imports torchvision, which takes long
+
     return create_head(features, 2, lin_ftrs=[HIDDEN], ps=[0.0, 0.5], pool=False)
 
 

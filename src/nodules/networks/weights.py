@@ -11,13 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from nodules import cache, paths
 from nodules.errors import InputError, in_brief
@@ -136,6 +134,8 @@ def _astra() -> State:
 
 def _lite0() -> State:
     """The package's tensors under timm's names: another implementation of the same network, in the same order."""
+    import timm
+
     theirs = _from_package(
         LITE0_REQUIREMENT,
         LITE0_MODULE,
@@ -158,6 +158,8 @@ def _from_package(requirement: str, module: str, locate: Callable[[ModuleType], 
 
 
 def _url(architecture: str) -> str:
+    from torchvision.models import get_model_weights
+
     return get_model_weights(architecture).DEFAULT.url
 
 

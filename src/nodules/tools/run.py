@@ -100,7 +100,7 @@ def merge(notebook: Path, profile: dict[str, Any], assignments: list[str]) -> di
 
 def modules(notebook: Path) -> list[Path]:
     """The files of this package whose code a notebook runs: what it imports, and what that imports in turn."""
-    waiting = ["\n".join(cell.source for cell in course.code_cells(notebook))]
+    waiting = ["\n".join(cell["source"] for cell in course.code_cells(notebook))]
     used: set[Path] = set()
     while waiting:
         files = {file for name in _imported(waiting.pop()) for file in _files(name)} - used
