@@ -24,6 +24,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from nodules.report import page
 
     print(page.build(arguments.run_dir, arguments.folder, arguments.readme))
+    print(page.minutes(arguments.run_dir))
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -71,6 +71,15 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     return _write(folder / "report.html", page(content, figures, tables, folder))
 
 
+def minutes(run_dir: Path) -> str:
+    """How long each notebook of a run took, as papermill noted in its executed copy, in one line."""
+    copies = [path for lesson in course.LESSONS if (path := run_dir / f"{lesson.name}.ipynb").exists()]
+    noted = {path.stem: nbformat.read(path, as_version=4).metadata.get("papermill", {}) for path in copies}
+    taken = {name: about["duration"] / 60 for name, about in noted.items() if about.get("duration")}
+    each = ", ".join(f"{name} {value:.1f}" for name, value in taken.items())
+    return f"minutes by notebook: {each}; {sum(taken.values()):.1f} in all"
+
+
 def page(
     content: dict[str, Any], figures: dict[str, dict[str, Any]], tables: list[tuple[str, pd.DataFrame]], folder: Path
 ) -> str:
