@@ -132,14 +132,32 @@ def test_silence_on_the_unsure_raises_accuracy():
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
 
 
-def test_the_smallest_network_within_one_standard_error_is_chosen():
-    table = pd.DataFrame({"name": [*"abcd"], "parameters": [10, 20, 30, 5], "valid AUC": [0.88, 0.885, 0.9, 0.86]})
-    table = table.assign(**{"valid AUC low": table["valid AUC"] - 0.06, "valid AUC high": table["valid AUC"] + 0.04})
-    assert decisions.one_standard_error(table)["name"] == "a"  # 0.9 - 0.1 / 4 = 0.875
+def compared(models, y, units):
+    """The gains of each other model over the incumbent, as the notebook on architectures computes them."""
+    others = [name for name in models if name != "incumbent"]
+    gains = [metrics.paired(y, models[name], models["incumbent"], units) for name in others]
+    return pd.DataFrame(gains, index=others, columns=["value", "p_value"])
 
 
-def test_the_choice_keeps_no_score_of_the_test_patches():
-    table = pd.DataFrame({"name": ["a", "b"], "parameters": [10, 10], "valid AUC": [0.8, 0.81], "test AUC": [0.9, 0.7]})
-    chosen = decisions.one_standard_error(table.assign(**{"valid AUC low": 0.7, "valid AUC high": 0.9}))
-    assert chosen["name"] == "b", "of equally large networks the better on valid"
-    assert chosen.keys() == {"name", "parameters", "valid AUC", "valid AUC low", "valid AUC high"}
+def test_only_a_sure_difference_replaces_the_incumbent():
+    y, p = drawn(2000, 7)
+    noise = np.random.default_rng(0).normal(0, 1, (3, len(y)))
+    alike, worse = (expit(logit(p) + spread * n) for spread, n in zip((0.1, 2), noise[:2], strict=True))
+
+    def choose(**models):
+        return decisions.challenged("incumbent", compared(models, y, ids(y)))
+
+    assert choose(incumbent=alike, other=p, worse=worse) == "incumbent"
+    assert choose(incumbent=worse, other=p, third=alike) in ("other", "third")
+    assert choose(incumbent=p) == "incumbent", "there is no other"
+
+
+def test_the_choice_is_the_same_on_machines_that_round_otherwise():
+    y, p = drawn(600, 8)
+    rng = np.random.default_rng(1)
+    models = {name: expit(logit(p) + rng.normal(0, 0.3, len(y))) for name in ("incumbent", "b", "c", "d")}
+    models["better"] = expit(logit(p) + 2 * (2 * y - 1) + rng.normal(0, 0.3, len(y)))
+    for rivals, chosen in (("bcd", "incumbent"), (["b", "c", "better"], "better")):
+        for _ in range(20):
+            rounded = {n: models[n] + rng.normal(0, 2e-3, len(y)) for n in ("incumbent", *rivals)}
+            assert decisions.challenged("incumbent", compared(rounded, y, ids(y))) == chosen

@@ -83,6 +83,14 @@ def test_specs_are_what_can_be_compared_here(monkeypatch):
         bodies.specs(["resnet34"], ["imagnet"], 64, "all")
 
 
+def test_the_preferred_network_is_the_reports_unless_a_profile_names_one():
+    specs = [Spec("resnet34", "random"), Spec("resnet50", "chest-ct"), Spec("resnet50", "random")]
+    assert bodies.preferred(specs) == specs[1] and bodies.preferred(specs, "resnet34") == specs[0]
+    assert bodies.preferred(specs[:1]) == specs[0], "the first where the report's is not compared"
+    with pytest.raises(InputError, match="architecture='resnet101': not compared"):
+        bodies.preferred(specs, "resnet101")
+
+
 # Shapes
 
 

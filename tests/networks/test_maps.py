@@ -95,7 +95,7 @@ def test_grad_cam_is_the_gradient_weighted_sum_of_the_maps():
 def test_two_networks_share_a_frozen_body_and_a_head_can_be_forgotten():
     parts = split.divide(PATCHES, np.repeat(["train", "valid"], [4, 2]))
     body = bodies.build(Spec("resnet10t", "random"))
-    linear, network = maps.networks(body, IMAGES, parts, heads.Recipe(epochs=1, lr=1e-3), seed=0)
+    linear, network = maps.networks(body, parts, heads.Recipe(epochs=1, lr=1e-3), seed=0)
     assert linear.body is network.body is body
     assert ((logits(linear) > 0) == (Y == 1))[:4].all(), "fitted to the patches to train on"
     state = torch.get_rng_state()

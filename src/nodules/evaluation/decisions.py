@@ -3,8 +3,6 @@
 Everything is fitted and chosen on validation patches; test patches are only measured.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
@@ -16,6 +14,7 @@ from nodules.evaluation import metrics
 RATES = (0.9, 0.95)  # sensitivities and specificities that screening and referral require
 ALPHA = 0.1  # miscoverage allowed to a conformal set
 THRESHOLDS = np.linspace(0.05, 0.8, 31)  # of the decision curve
+SURE = 0.05  # p value, corrected for several comparisons, below which a difference is claimed
 KEPT = np.linspace(0.2, 1.0, 17)  # shares of patches on which a cautious model decides
 SMALLEST = np.finfo(np.float32).eps  # probability, clipped as in the log-loss
 
@@ -144,13 +143,16 @@ def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd
     return metrics.shares(right * kept, kept, units, seed).assign(x=KEPT)
 
 
-def one_standard_error(table: pd.DataFrame) -> dict[str, Any]:
-    """The row with the fewest ``parameters`` among those whose ``valid AUC`` is within one standard error of the best.
+def challenged(incumbent: str, gains: pd.DataFrame) -> str:
+    """The incumbent, unless others are surely better: then the best of those.
 
-    The one-standard-error rule of Breiman et al. 1984; the error is a quarter of the best row's 95% interval.
+    A choice of the highest score turns on its last digits, and so on the machine. This one turns only where a paired
+    difference becomes sure.
+
+    Args:
+        incumbent: the model to keep.
+        gains: of each other model over it, indexed by name: ``value, p_value`` as from
+            :func:`nodules.evaluation.metrics.paired`.
     """
-    best = table.loc[table["valid AUC"].idxmax()]
-    error = (best["valid AUC high"] - best["valid AUC low"]) / 4
-    fit = table[table["valid AUC"] >= best["valid AUC"] - error]
-    chosen = fit.sort_values(["parameters", "valid AUC"], ascending=[True, False]).iloc[0]
-    return chosen.drop([name for name in chosen.index if name.startswith("test")]).to_dict()
+    sure = gains[(gains["value"] > 0) & (metrics.holm(gains["p_value"].to_numpy()) < SURE)]
+    return str(sure["value"].idxmax()) if len(sure) else incumbent

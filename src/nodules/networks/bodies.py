@@ -9,17 +9,16 @@ import warnings
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import get_model, get_model_weights
 
 from nodules.data import transforms
 from nodules.errors import InputError, in_brief
 from nodules.networks import weights
 from nodules.networks.weights import ARCHITECTURES, ASTRA_ARCHITECTURES, LITE0, LITE0_IN_TIMM, RESNETS, State
 
+REPORTED = "resnet50"  # the 2019 report's choice
 CHEST_CT_WINDOW = (-1000.0, 200.0)  # HU, as in the training of those weights
 Triple = tuple[float, float, float]
 
@@ -182,6 +181,23 @@ def specs(architectures: list[str], names: list[str], size: int, pool: str) -> l
     return here
 
 
+def preferred(specs: list[Spec], architecture: str = "") -> Spec:
+    """The network to keep unless another is surely better, with the first, which are the best, of its weights.
+
+    Args:
+        specs: those that are compared.
+        architecture: the one to prefer; if empty, the report's ResNet50 or, where that is missing, the first.
+
+    Raises:
+        InputError: the architecture is not compared.
+    """
+    compared = list(dict.fromkeys(spec.architecture for spec in specs))
+    name = architecture or (REPORTED if REPORTED in compared else compared[0])
+    if name not in compared:
+        raise InputError(f"architecture={name!r}: not compared; add it to architectures, or use one of {compared}")
+    return next(spec for spec in specs if spec.architecture == name)
+
+
 def parameters(body: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in body.parameters())
@@ -200,7 +216,11 @@ def stages(body: Body, side: int) -> list[dict[str, object]]:
 
 def check(architecture: str) -> None:
     """Raise InputError for an unknown architecture."""
-    if architecture not in ARCHITECTURES and not timm.is_model(architecture):
+    if architecture in ARCHITECTURES:
+        return
+    import timm
+
+    if not timm.is_model(architecture):
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"architecture={architecture!r}: no such network; use one of {known} or any name in timm")
 
@@ -219,6 +239,9 @@ def _build(spec: Spec, name: str, unit: str, seed: int, download: bool) -> Body:
 
 def _network(architecture: str, state: State | None, size: int, seed: int) -> tuple[nn.Module, list[int]]:
     """The network with the tensors of ``state`` or random ones, and the channels of each stage."""
+    import timm
+    from torchvision.models import get_model
+
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             # torch.manual_seed would also reset the generators of accelerators, which are not forked here
@@ -265,6 +288,8 @@ def _flat(name: str) -> str:
 
 def _normalisation(architecture: str, net: nn.Module) -> tuple[Triple, Triple]:
     if architecture in RESNETS:
+        from torchvision.models import get_model_weights
+
         expected = get_model_weights(architecture).DEFAULT.transforms()
         return tuple(expected.mean), tuple(expected.std)
     return tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])

@@ -50,19 +50,16 @@ def averaged(body: bodies.Body, features: Bank, part: Part) -> Averaged:
     return Averaged(body.to(device()).eval(), mean, weight, float(model.intercept_[0]))
 
 
-def networks(
-    body: bodies.Body, images: np.ndarray, parts: Parts, recipe: heads.Recipe, seed: int
-) -> tuple[Averaged, Network]:
+def networks(body: bodies.Body, parts: Parts, recipe: heads.Recipe, seed: int) -> tuple[Averaged, Network]:
     """Two networks on one frozen body: a linear one for classic CAM, and one with fastai's head for Grad-CAM.
 
     Args:
         body: the frozen body.
-        images: all N patches, (N, 64, 64).
         parts: patches to train and validate on.
         recipe: of fastai's head.
         seed: of fastai's head.
     """
-    features = bank.compute(body, images, "all")
+    features = bank.compute(body, parts.train.source, "all")
     trained = heads.train(features, parts, recipe, seed)
     return averaged(body, features, parts.train), Network(body, "all", trained.model).to(device())
 
