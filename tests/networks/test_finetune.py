@@ -21,13 +21,10 @@ yy, xx = np.mgrid[:64, :64] - 31.5
 DISC = yy**2 + xx**2 < 15**2
 IMAGES = (rng.normal(-800, 50, (N, 64, 64)) + 700 * Y[:, None, None] * DISC).astype(np.int16)
 SIDES = np.repeat(["train", "valid", "test"], [64, 16, 16])
-PATCHES = split.Part(IMAGES, Y, np.arange(N), pd.DataFrame({"malignant": Y}), np.arange(N) // 4)
+PATCHES = split.Part(
+    IMAGES, Y, np.arange(N), pd.DataFrame({"id": np.arange(N).astype(str), "malignant": Y}), np.arange(N) // 4
+)
 PARTS = split.divide(PATCHES, SIDES)
-
-
-@pytest.fixture
-def budget():
-    return finetune.Budget(1, 50)
 
 
 def tiny(seed=0):
@@ -37,7 +34,8 @@ def tiny(seed=0):
 
 
 def run(network, recipe=None, steps=6, seed=0):
-    return finetune.train(network, PARTS, recipe or Recipe(lr=1e-2, warmup=0.25), steps=steps, name="t", seed=seed)
+    recipe = recipe or Recipe(lr=1e-2, warmup=0.25)
+    return finetune.train(network, PARTS, recipe, epochs=steps * recipe.batch / 64, name="t", seed=seed)
 
 
 def test_it_learns_what_can_be_seen_and_the_same_seed_gives_the_same_network():
@@ -45,9 +43,9 @@ def test_it_learns_what_can_be_seen_and_the_same_seed_gives_the_same_network():
     p = predict(first.model, IMAGES)
     assert p.shape == (N, 8) and ((p.mean(1) > 0.5) == Y)[SIDES == "test"].all()
     assert (p == predict(again.model, IMAGES)).all() and (p != predict(other.model, IMAGES)).any()
-    assert first.stopped == "" and len(first.history) == finetune.CHECKS and len(first.steps) == 15
-    assert math.isclose(first.history["epoch"].iloc[-1], 15 * finetune.STEP_BATCH / 64)
-    assert np.allclose(first.steps["epoch"], np.arange(15) * finetune.STEP_BATCH / 64)
+    assert first.stopped == "" and len(first.history) == 3 and len(first.steps) == 15
+    assert math.isclose(first.history["epoch"].iloc[-1], 15 * 32 / 64)
+    assert np.allclose(first.steps["epoch"], np.arange(15) * 32 / 64)
 
 
 def test_the_network_is_trained_in_place_and_put_into_evaluation_mode():
@@ -72,14 +70,14 @@ def test_validation_and_test_patches_are_not_trained_on(monkeypatch):
     monkeypatch.setattr(transforms, "augment", lambda images, *_: seen.append(images.clone()) or images)
     run(tiny(), steps=6)
     seen = torch.cat(seen)[:, 0].numpy()
-    assert len(seen) == 6 * finetune.STEP_BATCH
+    assert len(seen) == 6 * 32
     train = {image.astype(np.float32).tobytes() for image in IMAGES[SIDES == "train"]}
     assert {image.tobytes() for image in seen} == train
 
 
 def test_a_training_that_diverges_is_stopped_and_says_where():
     trained = run(tiny(), Recipe(lr=1e4))
-    assert trained.stopped.startswith("diverged at step") and len(trained.history) < finetune.CHECKS
+    assert trained.stopped.startswith("diverged at step") and len(trained.history) < 3
 
 
 def test_nan_is_divergence_and_is_never_predicted():
@@ -152,29 +150,27 @@ def test_bfloat16_is_used_where_the_recipe_asks_for_it(asked, monkeypatch):
     assert types == {torch.bfloat16 if asked else torch.float32}
 
 
-# Budgets
+# Sampling
 
 
-def test_steps_follow_from_the_budget_and_not_from_the_clock(budget):
-    network = tiny().to(device())
-    flops = 2 * 5 * 5 * 4 * 15 * 15 + 2 * 4 * 15 * 15 * 2  # forward, of one patch
-    expected = (0.001 * 60 * 50e9 / flops - finetune.CHECKS * 100) / 3 / finetune.STEP_BATCH
-    assert abs(budget.steps(network, 0.001, 100) - expected) <= finetune.CHECKS
-    assert budget.steps(network, 1e-9, 100) == finetune.CHECKS
-    assert finetune.Budget(2, 50).steps(network, 0.001, 0) == pytest.approx(2 * budget.steps(network, 0.001, 0), abs=8)
-    assert all(budget.steps(network, share, 100) % finetune.CHECKS == 0 for share in (0.0003, 0.0005, 0.0007))
+def test_an_epoch_shows_each_nodule_once_by_any_of_its_slices():
+    nodules = np.array(["a"] * 9 + ["b"] + ["c"] * 3)
+    draws = np.random.default_rng(0)
+    epochs = [finetune.one_of_each(nodules, draws) for _ in range(300)]
+    assert all(sorted(nodules[rows]) == ["a", "b", "c"] for rows in epochs)
+    shown = np.bincount(np.concatenate(epochs), minlength=13)
+    assert shown[9] == 300 and shown[:9].min() > 300 / 9 / 2 and shown[10:].min() > 50
+    assert {nodules[rows[0]] for rows in epochs} == {"a", "b", "c"}, "in any order"
 
 
-@pytest.mark.parametrize("wrong", [(0, 50), (1, 0), (float("nan"), 1)])
-def test_a_budget_of_nothing_is_refused(wrong):
-    with pytest.raises(InputError, match="above 0"):
-        finetune.Budget(*wrong)
-
-
-def test_what_is_left_of_a_budget_is_never_less_than_nothing(budget):
-    assert budget.left() == "1.0 of 1 min left"
-    budget.started -= 90
-    assert budget.left() == "0.0 of 1 min left"
+def test_large_nodules_do_not_dominate(monkeypatch):
+    seen = []
+    monkeypatch.setattr(transforms, "augment", lambda images, *_: seen.append(len(images)) or images)
+    alone = PARTS.train.table.assign(nodule=["large"] * 48 + [f"n{i}" for i in range(16)])
+    parts = PARTS._replace(train=split.Part(IMAGES, PARTS.train.y, PARTS.train.rows, alone, PARTS.train.units))
+    trained = finetune.train(tiny(), parts, Recipe(lr=1e-2, batch=4), epochs=6, name="t", checks=2)
+    assert sum(seen) == pytest.approx(6 * 17, abs=8) and len(trained.history) == 2
+    assert trained.history["epoch"].iloc[-1] == pytest.approx(6, abs=0.5)
 
 
 # The head first, and folds

@@ -1,6 +1,7 @@
-"""Fine-tuning of all layers on images: augmentation, warm-up, divergence checks, a compute budget.
+"""Training of all layers on images: sampling by nodule, augmentation, warm-up, divergence checks.
 
-Trainings differ only in the fields of :class:`Recipe`, so a notebook can change one factor at a time.
+Trainings differ only in the fields of :class:`Recipe`, so a notebook can change one factor at a time. An epoch shows
+each nodule once, by a slice drawn at random: otherwise large nodules, which have many slices, would dominate.
 """
 
 import math
@@ -20,20 +21,17 @@ from fastai.optimizer import Adam
 from fastai.torch_core import no_random
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from nodules.data import split, transforms
 from nodules.data.split import Part, Parts
-from nodules.errors import InputError
 from nodules.networks import bodies, heads
 from nodules.networks.bank import Bank
 from nodules.networks.device import device
 from nodules.networks.heads import Learner, Training
 from nodules.networks.network import SYMMETRIES, Mixed, Network, predict
 
-STEP_BATCH = 32  # patches per step
-CHECKS = 3  # validations per training
+CHECK_BATCH = 256  # patches per forward pass of a validation
 LIMIT = 4 * math.log(2)  # smoothed training loss that counts as divergence, four times that of guessing
 # The head alone, before all layers; many more epochs overfit
 PROBE = heads.Recipe(epochs=5, lr=heads.LR, augment=True)
@@ -44,6 +42,7 @@ class Recipe:
     """How all layers are trained: Adam, linear warm-up, then cosine annealing to 0."""
 
     lr: float  # peak learning rate of the last layer group
+    batch: int = 32  # patches per step
     spread: float = 1.0  # factor by which the first group's rate is lower (discriminative rates)
     warmup: float = 0.0  # share of the training
     frozen_statistics: bool = False  # batch norm keeps its running means and variances
@@ -65,50 +64,33 @@ class Recipe:
 
 # The best of those tried on real patches
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
-SCRATCH = Recipe(lr=3e-3, warmup=0.25, smoothing=0.1)
+SCRATCH = Recipe(lr=3e-3, batch=64, warmup=0.25, smoothing=0.1)
 
 
-class Budget:
-    """A compute budget, converted into steps before training, so that the same parameters give the same training.
-
-    The conversion uses a network's number of multiplications and the machine's nominal speed, ``gflops``; the clock
-    only affects the display.
-    """
-
-    def __init__(self, minutes: float, gflops: float) -> None:
-        if not (minutes > 0 and gflops > 0):
-            raise InputError(f"budget_min={minutes}, gflops={gflops}: both must be above 0; start with 5 and 150")
-        self.minutes, self.gflops, self.started = minutes, gflops, time.monotonic()
-
-    def steps(self, network: nn.Module, share: float, checked: int) -> int:
-        """Training steps in a share of the budget, after deducting the validations on ``checked`` patches."""
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            network.eval()(torch.zeros(2, 1, 64, 64, device=device()))
-        patches = share * self.minutes * 60 * self.gflops * 1e9 / (counter.get_total_flops() / 2)
-        # The backward pass takes twice as long as the forward pass
-        return max(CHECKS, int((patches - CHECKS * checked) / 3 / STEP_BATCH) // CHECKS * CHECKS)
-
-    def left(self) -> str:
-        """Minutes left, for display."""
-        left = max(0.0, self.minutes - (time.monotonic() - self.started) / 60)
-        return f"{left:.1f} of {self.minutes:g} min left"
+def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The rows of one patch of each nodule, patches and order at random; ``nodules`` has the nodule of each, (N,)."""
+    order = rng.permutation(len(nodules))
+    _, first = np.unique(nodules[order], return_index=True)
+    return order[rng.permutation(first)]
 
 
 class ImageLoader(DataLoader):
-    """Batches of images (B, 1, 64, 64) and their labels; with a ``seed``, shuffled and augmented in each epoch."""
+    """Batches of images (B, 1, 64, 64) and their labels; with a ``seed``, sampled by nodule and augmented."""
 
-    def __init__(self, part: Part, batches: int, seed: int | None = None) -> None:
+    def __init__(self, part: Part, batch: int, batches: int, seed: int | None = None) -> None:
         super().__init__(range(batches), bs=1, device=device())
-        self.images, self.y, self.batches = part.images, torch.tensor(part.y), batches
+        self.images, self.y, self.nodules = part.images, torch.tensor(part.y), part.nodules
+        self.batch, self.batches = batch, batches
         self.draws = None if seed is None else np.random.default_rng(seed)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather whole batches at once."""
         rows = np.arange(len(self.y))
         if self.draws:
-            passes, most = -(-self.batches * STEP_BATCH // len(rows)), self.batches * STEP_BATCH
-            rows = np.concatenate([self.draws.permutation(rows) for _ in range(passes)])[:most]
+            most, epochs = self.batches * self.batch, []
+            while sum(map(len, epochs)) < most:
+                epochs.append(one_of_each(self.nodules, self.draws))
+            rows = np.concatenate(epochs)[:most]
         for chunk in np.array_split(rows, self.batches):
             images = torch.from_numpy(self.images[chunk].astype(np.float32))[:, None]
             yield transforms.augment(images, self.draws) if self.draws else images, self.y[chunk]
@@ -154,7 +136,9 @@ class Trained(Training):
     stopped: str
 
 
-def train(network: nn.Module, parts: Parts, recipe: Recipe, *, steps: int, name: str, seed: int = 0) -> Trained:
+def train(
+    network: nn.Module, parts: Parts, recipe: Recipe, *, epochs: float, name: str, checks: int = 3, seed: int = 0
+) -> Trained:
     """Train all layers of ``network``, in place.
 
     Args:
@@ -162,16 +146,18 @@ def train(network: nn.Module, parts: Parts, recipe: Recipe, *, steps: int, name:
             groups.
         parts: patches to train and validate on.
         recipe: how to train.
-        steps: batches of ``STEP_BATCH`` patches, a multiple of ``CHECKS``.
+        epochs: passes over the training nodules.
         name: label of the progress bar.
+        checks: validations, evenly spread over the training.
         seed: of batches, augmentation and dropout.
 
     Returns:
-        The network with its history; ``epoch`` counts passes over the training patches.
+        The network with its history.
     """
-    batches = steps // CHECKS
-    valid = ImageLoader(parts.valid, -(-len(parts.valid) // (8 * STEP_BATCH)))
-    loaders = DataLoaders(ImageLoader(parts.train, batches, seed), valid, device=device())
+    nodules = len(np.unique(parts.train.nodules))
+    batches = max(1, round(epochs * nodules / recipe.batch / checks))  # per validation
+    valid = ImageLoader(parts.valid, CHECK_BATCH, -(-len(parts.valid) // CHECK_BATCH))
+    loaders = DataLoaders(ImageLoader(parts.train, recipe.batch, batches, seed), valid, device=device())
     groups = getattr(network, "groups", lambda: [list(network.parameters())])()
     model = Mixed(network, recipe.bfloat16)
 
@@ -179,16 +165,16 @@ def train(network: nn.Module, parts: Parts, recipe: Recipe, *, steps: int, name:
         shares = F.one_hot(target, 2).float()
         return recipe.loss(logits, shares * (1 - recipe.smoothing) + recipe.smoothing / 2 if model.training else shares)
 
-    watch = Watch(name, steps)
+    watch = Watch(name, checks * batches)
     callbacks = [watch, ParamScheduler({"lr": recipe.rate(len(groups))})]
     callbacks += [FrozenStatistics()] * recipe.frozen_statistics
     with no_random(seed):
         learn = Learner(loaders, model, smoothed, Adam, splitter=lambda _: groups, metrics=accuracy, cbs=callbacks)
         started = time.perf_counter()
-        learn.fit(CHECKS)
+        learn.fit(checks)
         seconds = time.perf_counter() - started
     training = heads.recorded(learn, seconds)
-    scale = STEP_BATCH / len(parts.train)
+    scale = recipe.batch / nodules
     history = training.history.assign(epoch=scale * batches * training.history["epoch"])
     recorded = training.steps.assign(epoch=scale * np.arange(len(training.steps)))
     return Trained(training.model, history, recorded, seconds, watch.stopped)
@@ -228,7 +214,7 @@ def cross_validate(
         kept_together: the unit of each patch, such as the patient, that no two folds share, (N,).
         recipe: how to train.
         folds: number of folds.
-        epochs: passes over the training patches of a fold.
+        epochs: passes over the training nodules of a fold.
         seed: of the folds and the trainings.
 
     Returns:
@@ -238,7 +224,7 @@ def cross_validate(
     for k, left_out in enumerate(split.folds(part.y, kept_together, folds, seed)):
         train_rows, none = np.setdiff1d(np.arange(len(part)), left_out), np.array([], dtype=int)
         parts = Parts(part.take(train_rows), part.take(left_out), part.take(none))
-        steps = max(CHECKS, round(epochs * len(train_rows) / STEP_BATCH) // CHECKS * CHECKS)
-        trained = train(make(parts), parts, recipe, steps=steps, name=f"fold {k + 1} of {folds}", seed=seed)
+        name = f"fold {k + 1} of {folds}"
+        trained = train(make(parts), parts, recipe, epochs=epochs, name=name, checks=1, seed=seed)
         p[left_out], fold[left_out] = predict(trained.model, parts.valid.images), k
     return p, fold

@@ -27,7 +27,7 @@ REPEATS = 3
 PATCHES = 800  # N; some jobs are also measured at 4N
 ARCHITECTURE = "resnet50"
 MANY, SMALLEST = 100_000, "resnet34"  # patches in the largest load, and the network it is measured with
-STEPS = 9  # of fine-tuning
+PASSES = 0.4  # over the patches, in fine-tuning
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled up; learning rate; rotated views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
 Job = tuple[Callable[..., Any], *tuple[Any, ...]]
@@ -127,16 +127,16 @@ def forward(n: int) -> dict[str, Any]:
 
 
 def fine_tune(bfloat16: bool) -> dict[str, Any]:
-    """Seconds for ``STEPS`` steps of all layers and their validation, in bfloat16 where the machine has it."""
+    """Seconds for ``PASSES`` passes through all layers and a validation, in bfloat16 where the machine has it."""
     from nodules.networks import bank, bodies, finetune, heads
     from nodules.networks.network import Network
 
     body = bodies.build(bodies.Spec(ARCHITECTURE, "random"), unit="HU")
     network = Network(body, "all", heads.head(bank.width(body, "all")))
     rows = np.arange(PATCHES)
-    parts = _divided(split.Part(_noise(PATCHES), rows % 2, rows, pd.DataFrame(index=rows), rows))
+    parts = _divided(split.Part(_noise(PATCHES), rows % 2, rows, pd.DataFrame({"id": rows}, index=rows), rows))
     recipe = replace(finetune.DEFAULT, bfloat16=bfloat16)
-    return {"seconds": finetune.train(network, parts, recipe, steps=STEPS, name="bench").seconds}
+    return {"seconds": finetune.train(network, parts, recipe, epochs=PASSES, checks=1, name="bench").seconds}
 
 
 def _phantom() -> tuple[split.Part, np.ndarray]:
@@ -257,7 +257,7 @@ def compare_load(folder: Path) -> None:
 
 def compare_training() -> None:
     """Fine-tuning in two precisions; heads on the bank against fastai's own learner."""
-    layers = f"{STEPS} steps of all layers of {ARCHITECTURE}, float32 / bfloat16 if available"
+    layers = f"{PASSES} epochs of all layers of {ARCHITECTURE}, float32 / bfloat16 if available"
     compare(layers, (fine_tune, False), (fine_tune, True))
     scaled = f"{EPOCHS} head epochs, stock fastai ({FEW} epochs x {EPOCHS}/{FEW}) / bank (aim: 100)"
     a, b = compare(scaled, (stock,), (ours,), repeats=1)
