@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nodules import course, paths
+from nodules.evaluation import baselines
 from nodules.report import page
 
 SMALL = {
@@ -19,7 +20,11 @@ SMALL = {
     "views": 2,
     "epochs": 4,
     "cycle_len": 2,
-    "budget_min": 0.01,
+    "compared": 60,
+    "arm_patches": 40,
+    "arm_epochs": 1,
+    "whole_epochs": 1,
+    "scratch_epochs": 1,
     "folds": 2,
     "fold_epochs": 1,
     "cases": 6,
@@ -31,13 +36,15 @@ SMALL = {
     "ablated": 60,
     "shifted": 30,
 }
-MASKS, RULER = "whether the maps find the nodule", {"the ruler", "the curve of the diameter"}
+PIXELS, MM, WHOLE = (f"the baseline {name}" for name in baselines.RULERS)
+MAPS, CURVES = "whether the maps find the nodule", "the curves of the rulers"
+MASKS, DIAMETERS = {MAPS, PIXELS, MM}, {"the diameters", WHOLE}
 RATINGS, VOTES = "the baseline eight ratings and diameter", "one radiologist against the others"
 PATIENTS, NODULES = "patients by split", "one opinion a nodule"
 TWINS, SCANNERS = "near-duplicates side by side", "other scanners"
 CHANCE = {TWINS, "leakage between clusters", "leakage between patients"}  # blobs are alike
 ALWAYS = {SCANNERS, RATINGS}  # real patches can't be scanned again, and none of these sets has the eight ratings
-NOTHING = {MASKS, *RULER, VOTES, PATIENTS, NODULES}
+NOTHING = {*MASKS, *DIAMETERS, CURVES, VOTES, PATIENTS, NODULES}
 
 
 def made(patients=40, of_each=3, malignant=None, seed=0):
@@ -92,21 +99,21 @@ def clashing():
 
 SETS = {  # name: (what is in the file, what a run says that it leaves out beside ALWAYS)
     "everything": (made, set()),
-    "no masks": (lambda: without("masks"), {MASKS}),
+    "no masks": (lambda: without("masks"), MASKS),
     "no patients": (lambda: without("patient"), {PATIENTS}),
     "no nodules": (lambda: without("nodule"), {NODULES}),
-    "no diameters": (lambda: without("diameter_mm"), RULER),
+    "no diameters": (lambda: without("diameter_mm"), DIAMETERS),
     "no ratings": (lambda: without("ratings"), {VOTES}),
     "no slice index": (lambda: without("slice_index"), set()),
-    "no spacing": (lambda: without("pixel_spacing_mm"), set()),
+    "no spacing": (lambda: without("pixel_spacing_mm"), {MM}),
     "one radiologist": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
-    "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - RULER),
+    "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - DIAMETERS - {CURVES}),
     "only ratings": (lambda: bare(made(), ratings=made()["ratings"]), NOTHING - {VOTES}),
     "names that notebooks use": (clashing, set()),
     "grey levels alone": (grey, NOTHING),
     "Kaggle's form": (lambda: bare(made()), NOTHING),
     "20 patches": (lambda: bare(made(20, 1)), NOTHING),
-    "one patient brings half": (unequal_patients, NOTHING - {MASKS, PATIENTS}),
+    "one patient brings half": (unequal_patients, NOTHING - {MAPS, PIXELS, CURVES, PATIENTS}),
     "four malignant patients": (lambda: made(malignant=4), set()),
 }
 QUICK = ("Kaggle's form",)

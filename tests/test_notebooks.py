@@ -62,12 +62,13 @@ def test_the_text_names_only_what_the_notebooks_keep():
     noted, drawn, lessons = {}, set(), dict(zip(cards.NOTEBOOKS, course.LESSONS, strict=True))
     for name, lesson in lessons.items():
         path = paths.NOTEBOOKS / f"{lesson.name}.ipynb"
-        known = list(ast.walk(ast.parse("\n".join(cell.source for cell in course.code_cells(path)))))
+        known = list(ast.walk(ast.parse("\n".join(cell["source"] for cell in course.code_cells(path)))))
         calls = [node for node in known if isinstance(node, ast.Call)]
         facts = [call for call in calls if ast.unparse(call.func) == "study.fact"]
         noted[name] = {keyword.arg for call in facts for keyword in call.keywords} | course.parameters(path).keys()
         drawn |= {node.value for node in known if isinstance(node, ast.Constant)}
     noted["data"] |= {f"n_{side}" for side in SPLITS}  # noted in one call for all sides
+    noted["whole"] |= {"gain_patches", "gain_nodules"}  # and for all levels
     named, shown = set(), set()
     for path in text.TEMPLATES.glob("*.*"):
         template = jinja2.Environment().parse(path.read_text())

@@ -1,6 +1,6 @@
 """What a notebook opens: its parameters, the data and their split, what earlier notebooks kept, and its own record."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -8,26 +8,27 @@ from nodules import course, paths
 from nodules.data import patches, split, transforms
 from nodules.data.patches import Patches
 from nodules.errors import SEEDS, InputError, within
-from nodules.networks import bodies
-from nodules.networks.bank import POOLS
-from nodules.networks.bodies import Body, Spec
-from nodules.networks.heads import RULES
-from nodules.networks.network import Network, restore
+from nodules.networks import POOLS, RULES
 from nodules.record import Earlier, Record
+
+if TYPE_CHECKING:  # importing networks takes long, and the first notebook has none
+    from nodules.networks.bodies import Body, Spec
+    from nodules.networks.network import Network
 
 # Minimum and maximum of a parameter, or of each number in a list, in any notebook
 RANGES = {
-    "n_patches": (1, patches.MOST_PATCHES),
+    **dict.fromkeys(("n_patches", "compared"), (1, patches.MOST_PATCHES)),
     **dict.fromkeys(("seed", "compare_seeds"), (0, SEEDS)),
     **dict.fromkeys(("epochs", "compare_epochs", "cycle_len", "cycle_mult"), (1, 100_000)),
-    **dict.fromkeys(("views", "lr_seeds", "fold_epochs", "cases", "pointed", "map_epochs"), (1, 1000)),
+    **dict.fromkeys(("views", "lr_seeds", "cases", "pointed", "map_epochs"), (1, 1000)),
+    **dict.fromkeys(("arm_epochs", "whole_epochs", "scratch_epochs"), (1, 1000)),
+    "fold_epochs": (0, 1000),
     "compare_lr": (1e-12, 10),
     "size": (32, 1024),
     "spacing_mm": (0, 10),
-    **dict.fromkeys(("budget_min", "gflops"), (1e-6, 1e9)),
     "repeats": (2, 1000),
     **dict.fromkeys(("slices", "simulations"), (1, 100_000)),
-    **dict.fromkeys(("ablated", "shifted"), (20, 100_000)),
+    **dict.fromkeys(("ablated", "shifted", "arm_patches"), (20, 100_000)),
 }
 CHOICES = {"split_kind": split.KINDS, "pool": POOLS, "rule": RULES, "folds": (0, *range(2, 11))}
 
@@ -39,8 +40,11 @@ def check(parameters: dict[str, Any]) -> None:
             within(*RANGES[name], **{name: value})
         if value not in CHOICES.get(name, [value]):
             raise InputError(f"{name}={value!r}: unknown; use one of {', '.join(map(str, CHOICES[name]))}")
-    for architecture in parameters.get("architectures", []):
-        bodies.check(architecture)
+    if "architectures" in parameters:
+        from nodules.networks import bodies
+
+        for architecture in parameters["architectures"]:
+            bodies.check(architecture)
 
 
 class Study(Record):
@@ -108,19 +112,25 @@ class Study(Record):
         return Earlier(self.run_dir, notebook)
 
     @property
-    def network(self) -> Spec:
+    def network(self) -> "Spec":
         """The network chosen in the notebook on architectures."""
+        from nodules.networks.bodies import Spec
+
         choice = self.earlier(course.ARCHITECTURES.name).choice("network")
         return Spec(*(choice[name] for name in ("architecture", "weights", "size", "pool")))
 
-    def body(self) -> Body:
+    def body(self) -> "Body":
         """The body of the chosen :attr:`network`; everything kept from now on names its weights."""
+        from nodules.networks import bodies
+
         body = bodies.build(self.network, self.unit)
         self.weights = f"{body.architecture}, {body.weights.source}"
         return body
 
-    def model(self, notebook: str) -> Network:
+    def model(self, notebook: str) -> "Network":
         """The chosen :attr:`network` with a notebook's head; everything kept from now on names its weights."""
+        from nodules.networks.network import restore
+
         model = restore(self.network, self.unit, self.earlier(notebook).file("head.safetensors"))
         self.weights = f"{model.body.architecture}, {model.body.weights.source}"
         return model
@@ -132,6 +142,6 @@ class Study(Record):
         """
         predictions = self.earlier(notebook).table("predictions").set_index("id")[["y", "p", "p_tta"]]
         named = self.patches.table.drop(columns=list(predictions), errors="ignore")  # a source may have such columns
-        described = named.assign(nodule=self.patches.nodules, unit=self.patches.units)
+        described = named.assign(nodule=self.everything.nodules, unit=self.everything.units)
         valid, test = (described.iloc[part.rows].join(predictions, on="id") for part in (self.valid, self.test))
         return valid, test

@@ -178,3 +178,21 @@ def test_folds_of_single_patches_are_stratified_and_follow_the_seed():
     folds = split.folds(y, ids, 5, seed=1)
     assert {len(rows) for rows in folds} <= {20, 21} and {y[rows].sum() for rows in folds} == {7}
     assert any(not np.array_equal(*pair) for pair in zip(folds, split.folds(y, ids, 5, seed=2), strict=True))
+
+
+def test_a_thinned_split_holds_fewer_patches_to_train_on_and_all_others():
+    images = np.arange(50)[:, None, None] * np.ones((1, 2, 2))
+    table = pd.DataFrame({"id": np.arange(50).astype(str)})
+    everything = split.Part(images, np.arange(50) % 2, np.arange(50), table, np.arange(50))
+    parts = split.divide(everything, np.repeat(["test", "train", "valid"], [10, 30, 10]))
+    few = split.thinned(parts, 12, seed=0)
+    assert [len(part) for part in few] == [12, 10, 10] and len(few.train.source) == 32
+    assert few.train.source is few.test.source and np.concatenate([part.rows for part in few]).tolist() == [*range(32)]
+    for part, before in zip(few, parts, strict=True):
+        assert (part.images[:, 0, 0] == part.table["id"].astype(int)).all() and set(part.table["id"]) <= set(
+            before.table["id"]
+        )
+        assert (part.y == part.images[:, 0, 0] % 2).all() and (part.units == part.images[:, 0, 0]).all()
+    again, other = split.thinned(parts, 12, seed=0), split.thinned(parts, 12, seed=1)
+    assert (again.train.units == few.train.units).all() and set(other.train.units) != set(few.train.units)
+    assert len(split.thinned(parts, 1000, seed=0).train) == 30

@@ -136,11 +136,40 @@ def test_holm_is_the_textbook_example():
     assert metrics.holm(np.array([0.9, 0.8])).max() == 1
 
 
-def test_over_folds_each_fold_is_ranked_by_itself():
+def test_the_size_matched_auc_counts_pairs_of_nearly_the_same_size():
+    rng = np.random.default_rng(0)
+    y, p, size = np.arange(40) % 2, np.round(rng.random(40), 1), rng.uniform(5, 15, 40)
+    size[3] = np.nan
+    weights = rng.integers(0, 3, (5, 40)).astype(float)
+    for row, value in zip(weights, metrics.matched_auc(y, p, weights, size), strict=True):
+        pairs = [(i, k) for i in np.flatnonzero(y == 1) for k in np.flatnonzero(y == 0)]
+        pairs = [(i, k) for i, k in pairs if max(size[i], size[k]) <= 1.15 * min(size[i], size[k])]
+        right = [row[i] * row[k] * ((p[i] > p[k]) + 0.5 * (p[i] == p[k])) for i, k in pairs]
+        assert np.isclose(value, sum(right) / sum(row[i] * row[k] for i, k in pairs))
+    assert np.isnan(metrics.matched_auc(y, p, weights, np.where(y, 30.0, 10.0))).all(), "no pair is alike in size"
+
+
+def test_a_ruler_has_little_to_say_among_nodules_of_one_size():
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(2, 0.6, 2000)
+    y = (rng.random(2000) < 1 / (1 + np.exp(-4 * (np.log(size) - 2)))).astype(int)
+    ruler = metrics.score(y, size, np.arange(2000), diameters=size)
+    assert ruler["auc"] > 0.85 and 0.5 < ruler["matched_auc"] < 0.6
+    texture = metrics.score(y, y + rng.normal(0, 1, 2000), np.arange(2000), diameters=size)
+    assert texture["matched_auc"] == pytest.approx(texture["auc"], abs=0.04)
+    gain = metrics.paired(y, y + rng.normal(0, 1, 2000), size, np.arange(2000), "matched_auc", diameters=size)
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    assert "matched_auc" not in metrics.score(y, size, np.arange(2000))
+    assert "matched_auc" not in metrics.score(y, size, np.arange(2000), diameters=np.where(y, 30.0, 10.0))
+
+
+def test_in_cross_validation_each_fold_is_ranked_by_itself():
     y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9])  # the second fold's scores are all higher
     assert metrics.score(y, p, np.arange(4))["auc"] == 0.75
-    score = metrics.over_folds(y, p, np.array([0, 0, 1, 1]), np.arange(4))
+    fold = np.array([0, 0, 1, 1])
+    score = metrics.score(y, p, np.arange(4), fold=fold)
     assert score["auc"] == 1 and score["n"] == 4
+    assert metrics.paired(y, p, p[::-1], np.arange(4), fold=fold)["value"] == 1
 
 
 def test_a_mean_lies_in_its_interval_that_patients_widen():

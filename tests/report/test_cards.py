@@ -111,9 +111,11 @@ def test_every_number_of_the_result_table_is_in_the_content(content):
     rows = {row["name"]: row for row in content["rows"]}
     assert [line.split(" | ")[0].strip("| ") for line in lines] == list(rows)[:4]
     for line in lines:
-        name, auc, accuracy, *_, seed, n = line.strip("| ").split(" | ")
-        for metric, cell in (("auc", auc), ("accuracy", accuracy)):
-            assert re.findall(r"\d\.\d+", cell) == [f"{rows[name][metric + end]:.3f}" for end in ENDS]
+        name, auc, matched, accuracy, *_, seed, n = line.strip("| ").split(" | ")
+        assert (matched == "–") == (name == "prevalence")
+        for metric, cell in (("auc", auc), ("matched_auc", matched), ("accuracy", accuracy)):
+            if cell != "–":
+                assert re.findall(r"\d\.\d+", cell) == [f"{rows[name][metric + end]:.3f}" for end in ENDS]
         assert (int(seed), int(n)) == (rows[name]["seed"], rows[name]["n"])
 
 

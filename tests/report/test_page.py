@@ -1,6 +1,7 @@
 import json
 import re
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,7 +110,7 @@ def test_the_readme_gets_its_tables_between_their_marks(run, tmp_path):
     page.build(run, tmp_path / "figures", readme)
     written = readme.read_text()
     assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
-    assert "| diameter | 0.913 (0.863 to 0.943) |" in written.split("between")[0]
+    assert "| ruler on the slice, mm | 0.913 (0.863 to 0.943) | 0.813 (" in written.split("between")[0]
     assert "(notebooks/01_data.ipynb)" in written.split("between")[1]
     page.build(run, tmp_path / "figures", readme)
     assert readme.read_text() == written
@@ -135,7 +136,7 @@ def test_the_report_lists_the_notebooks_of_the_course(content, tmp_path):
 def test_the_discussion_puts_our_rows_beside_the_cited_ones(content, tmp_path):
     discussion = section(shown(content, tmp_path), "Is 0.95 good?")
     rows = discussion.split("<tr>")
-    (ours,) = (row for row in rows if "<td>diameter</td>" in row)
+    (ours,) = (row for row in rows if "<td>ruler on the slice, mm</td>" in row)
     assert "0.913 (0.863 to 0.943)" in ours and "LIDC phantom" in ours and course.DATA.name in ours
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
     measured = cited[cited["auc_low"].notna()]
@@ -147,6 +148,15 @@ def test_the_discussion_puts_our_rows_beside_the_cited_ones(content, tmp_path):
         (line,) = (line for line in rows if f"<td>{row.model}</td>" in line)
         assert f"<td>{accuracy}</td>" in line and row.split in line and row.source in line
     assert "is 0.932 to 0.965" in discussion and "62.2%" in discussion and "not stated" in discussion
+
+
+def test_the_discussion_says_whether_a_network_beats_a_ruler(content, tmp_path):
+    told = section(shown(content, tmp_path), "Is 0.95 good?")
+    assert "all patients (5 folds)" in told and "raises the AUC by 0.021" in told and "lowers the AUC by 0.014" in told
+    content["facts"][course.WHOLE.name]["gain_nodules_high"] = 0.01
+    assert "has no demonstrated effect on the AUC" in section(shown(content, tmp_path), "Is 0.95 good?")
+    content["facts"][course.WHOLE.name] = {}
+    assert "tell more than a ruler?</strong> Not measured" in section(shown(content, tmp_path), "Is 0.95 good?")
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
@@ -230,3 +240,12 @@ def test_the_report_links_every_card(content, tmp_path):
     assert set(page.CARDS) == {"data_card.md", "model_card.md", "claim.md"}
     assert all(f'href="{name}"' in report for name in page.CARDS)
     assert "LIDC phantom" in report and "Not read in this run" not in report
+
+
+def test_the_minutes_of_each_notebook_are_those_of_its_executed_copy(tmp_path):
+    for lesson, seconds in ((course.RATE, 90.0), (course.DATA, 30.0), (course.TRAINING, None)):
+        notebook = nbformat.v4.new_notebook()
+        if seconds:
+            notebook.metadata["papermill"] = {"duration": seconds}
+        nbformat.write(notebook, tmp_path / f"{lesson.name}.ipynb")
+    assert page.minutes(tmp_path) == "minutes by notebook: 01_data 0.5, 03_learning_rate 1.5; 2.0 in all"

@@ -57,11 +57,6 @@ class Patches:
         """What is independent and so resampled, (N,): the patient, or the patch itself where patients are unknown."""
         return self.table["patient" if "patient" in self.table else "id"].to_numpy()
 
-    @property
-    def nodules(self) -> pd.Series:
-        """Nodule of each patch, (N,); where nodules are unknown, each patch counts as one."""
-        return self.table.get("nodule", self.table["id"])
-
 
 def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) -> Patches:
     """Read and verify a source.

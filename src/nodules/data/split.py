@@ -37,6 +37,16 @@ class Part:
         """Pixel values, (N, 64, 64), copied from the source each time."""
         return self.source[self.rows]
 
+    @property
+    def nodules(self) -> np.ndarray:
+        """Nodule of each patch, (N,); where nodules are unknown, each patch counts as one."""
+        return self.table.get("nodule", self.table["id"]).to_numpy()
+
+    @property
+    def diameters(self) -> np.ndarray:
+        """Of each patch's nodule, (N,), mm; NaN where unknown."""
+        return self.table.get("diameter_mm", pd.Series(np.nan, self.table.index)).to_numpy()
+
     def take(self, positions: np.ndarray) -> "Part":
         """The patches at some positions in this part, (M,), in that order."""
         return Part(
@@ -65,6 +75,20 @@ def whole(patches: Patches) -> Part:
 def divide(part: Part, sides: np.ndarray) -> Parts:
     """Divide a part by ``sides``, (N,): ``train``, ``valid`` or ``test`` for each patch."""
     return Parts(*(part.take(np.flatnonzero(sides == side)) for side in SPLITS))
+
+
+def thinned(parts: Parts, most: int, seed: int) -> Parts:
+    """The same parts with at most ``most`` training patches, drawn at random, and a source of their patches alone.
+
+    What is computed for the whole source, such as a feature bank, is computed for these patches only.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(parts.train))[:most]
+    parts = parts._replace(train=parts.train.take(np.sort(drawn)))
+    source = parts.train.source[np.concatenate([part.rows for part in parts])]
+    rows = np.split(np.arange(len(source)), np.cumsum([len(part) for part in parts[:-1]]))
+    return Parts(
+        *(Part(source, part.y, r, part.table.set_axis(r), part.units) for part, r in zip(parts, rows, strict=True))
+    )
 
 
 def assign(table: pd.DataFrame, kind: str = "auto", seed: int = 0) -> pd.DataFrame:

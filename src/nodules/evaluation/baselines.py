@@ -9,44 +9,88 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from nodules.data import lidc
+from nodules.data.patches import Patches
 from nodules.data.split import Part, Parts
 
+# What a network can measure is the outline on its slice; the nodule's diameter is that of its widest slice
+RULERS = {
+    "ruler on the slice, pixels": ["extent_px"],
+    "ruler on the slice, mm": ["extent_mm"],
+    "ruler on the whole nodule": ["diameter_mm"],
+}
 FEATURES = {
     "prevalence": [],
     "mean intensity": ["mean_intensity"],
-    "diameter": ["diameter_mm"],
+    **RULERS,
     "eight ratings and diameter": [*lidc.ATTRIBUTES, "diameter_mm"],
 }
 
 
-def logistic(features: pd.DataFrame, parts: Parts, C: float = 1.0) -> np.ndarray:
-    """Probability of malignancy of every patch, by logistic regression on the training patches.
+def logistic(features: pd.DataFrame, train: Part, C: float = 1.0) -> np.ndarray:
+    """Probability of malignancy of every patch, by logistic regression on some of them.
 
     Args:
         features: of all N patches, (N, F); without columns, the result is the training prevalence.
-        parts: their split.
+        train: those to fit on.
         C: inverse regularisation strength.
     """
     if features.empty:
-        return np.full(len(features), parts.train.y.mean())
+        return np.full(len(features), train.y.mean())
     model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
-    return model.fit(features.iloc[parts.train.rows], parts.train.y).predict_proba(features)[:, 1]
+    return model.fit(features.iloc[train.rows], train.y).predict_proba(features)[:, 1]
 
 
-def predictions(everything: Part, parts: Parts) -> pd.DataFrame:
-    """Test predictions of each baseline whose features the source provides, fitted on train.
+def extents(masks: np.ndarray) -> np.ndarray:
+    """Longest extent of each outline (N, 64, 64), its widest projection, (N,), pixels; 0 where there is none."""
+    out = np.zeros(len(masks))
+    for i, mask in enumerate(masks):
+        along = np.argwhere(mask) @ lidc.DIRECTIONS
+        out[i] = np.ptp(along, axis=0).max() + 1 if len(along) else 0
+    return out
+
+
+def features(patches: Patches) -> pd.DataFrame:
+    """The table of the patches with ``mean_intensity`` and, where outlines are known, ``extent_px`` and ``extent_mm``.
+
+    The latter also needs the width of the pixels.
+    """
+    table = patches.table.assign(mean_intensity=patches.images.mean(axis=(1, 2)))
+    if patches.masks is not None:
+        table["extent_px"] = extents(patches.masks)
+        if "pixel_spacing_mm" in table:
+            table["extent_mm"] = table["extent_px"] * table["pixel_spacing_mm"]
+    return table
+
+
+def predictions(patches: Patches, parts: Parts) -> pd.DataFrame:
+    """Probabilities by each baseline whose features the source provides, fitted on train.
 
     Args:
-        everything: all patches.
+        patches: all of them.
         parts: their split.
 
     Returns:
-        One column of probabilities per baseline, one row per test patch.
+        One column of probabilities per baseline, one row per patch.
     """
-    features = everything.table.assign(mean_intensity=everything.source.mean(axis=(1, 2)))
-    known = {name: columns for name, columns in FEATURES.items() if set(columns) <= set(features)}
-    predicted = {name: logistic(features[columns], parts) for name, columns in known.items()}
-    return pd.DataFrame(predicted, index=features.index).iloc[parts.test.rows]
+    table = features(patches)
+    known = {name: columns for name, columns in FEATURES.items() if set(columns) <= set(table)}
+    return pd.DataFrame(
+        {name: logistic(table[columns], parts.train) for name, columns in known.items()}, index=table.index
+    )
+
+
+def out_of_fold(features: pd.DataFrame, part: Part, fold: np.ndarray) -> np.ndarray:
+    """Probability of malignancy of every patch, (N,), by :func:`logistic` on the other folds.
+
+    Args:
+        features: of all N patches, (N, F).
+        part: all N patches.
+        fold: of each patch, (N,).
+    """
+    out = np.empty(len(part))
+    for k in np.unique(fold):
+        out[fold == k] = logistic(features, part.take(np.flatnonzero(fold != k)))[fold == k]
+    return out
 
 
 def gradients(images: np.ndarray) -> pd.DataFrame:

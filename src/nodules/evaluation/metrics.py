@@ -13,6 +13,7 @@ from nodules.data.sources import CLASSES
 RESAMPLES = 1000
 GRID = np.linspace(0, 1, 101)  # where curves are evaluated
 BINS = 10  # equal-width bins of the calibration error
+CALIPER = 1.15  # two nodules are matched in size if neither diameter is more than this many times the other
 
 
 def auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -64,6 +65,24 @@ def ece(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.abs((weights * (y - p)) @ bins).sum(axis=1) / weights.sum(axis=1)
 
 
+def matched_auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray, diameters: np.ndarray) -> np.ndarray:
+    """Size-matched AUC: as :func:`auc`, but among pairs whose ``diameters`` (N,) differ by at most ``CALIPER``.
+
+    What a model knows beyond size: a ruler has hardly more than 0.5. A patch of unknown diameter (NaN) is in no pair.
+    """
+    malignant, benign = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.abs(np.subtract.outer(np.log(diameters[malignant]), np.log(diameters[benign])))
+    alike = (ratio <= np.log(CALIPER)).astype(np.float32)
+    right = (np.sign(np.subtract.outer(p[malignant], p[benign])) + 1) / 2
+    ranked, pairs = (
+        np.einsum("rb,rb->r", weights[:, malignant].astype(np.float32) @ chosen, weights[:, benign])
+        for chosen in ((alike * right).astype(np.float32), alike)
+    )
+    return ranked / np.where(pairs > 0, pairs, np.nan)
+
+
+MATCHED = "matched_auc"  # needs diameters, unlike METRICS
 METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier, "ece": ece}
 
 
@@ -85,37 +104,57 @@ def _resampled(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> tu
     return y, p, np.vstack([np.ones(len(y)), weights])
 
 
-def score(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """All of ``METRICS``, each with a 95% percentile bootstrap interval.
+def score(
+    y: np.ndarray,
+    p: np.ndarray,
+    units: np.ndarray,
+    seed: int = 0,
+    *,
+    fold: np.ndarray | int = 0,
+    diameters: np.ndarray | float = np.nan,
+) -> dict[str, float]:
+    """All of ``METRICS``, each with a 95% percentile bootstrap interval; ``matched_auc`` where pairs can be matched.
 
     Args:
         y: labels in {0, 1}, shape (N,), both present.
         p: predicted probability of malignancy, shape (N,); or (S, N) of S trainings, whose scores are averaged.
         units: what is resampled, shape (N,): the patient of each patch, or where unknown the patch.
         seed: of the bootstrap.
+        fold: in cross-validation, the fold of each patch, (N,): scores are averaged over folds, since predictions of
+            different models are not ranked against each other. Folds with a single class are left out.
+        diameters: of each patch's nodule, (N,), mm.
 
     Returns:
         ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
     """
-    return over_folds(y, p, np.zeros(len(y)), units, seed)
-
-
-def over_folds(y: np.ndarray, p: np.ndarray, fold: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Like :func:`score`, for cross-validation: each metric is computed in each fold (N,) and averaged over folds.
-
-    Predictions of different folds come from different models, so they are not ranked against each other. Folds with a
-    single class are left out.
-    """
     y, p, weights = _resampled(y, p, units, seed)
-    both = [rows for name in np.unique(fold) if len(np.unique(y[rows := fold == name])) == 2]
-    members = both or [np.ones(len(y), dtype=bool)]
     out: dict[str, float] = {"n": len(y)}
-    for name, metric in METRICS.items():
-        with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval ignores
-            every = [metric(y[rows], scores[rows], weights[:, rows]) for scores in p for rows in members]
-        ends = interval(np.mean(every, axis=0))
+    for name in [*METRICS] + [MATCHED] * bool(np.isfinite(diameters).any()):
+        draws = _draws(name, y, p, weights, fold, diameters)
+        if name == MATCHED and np.isnan(draws[0]):
+            continue  # no pair is matched in size
+        ends = interval(draws)
         out |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
     return out
+
+
+def _draws(
+    name: str,
+    y: np.ndarray,
+    p: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray | int,
+    diameters: np.ndarray | float,
+) -> np.ndarray:
+    """A metric under each row of weights (R, N), averaged over the models (S, N) and over folds, (R,)."""
+    fold, diameters = np.broadcast_to(fold, len(y)), np.broadcast_to(diameters, len(y))
+    both = [rows for k in np.unique(fold) if len(np.unique(y[rows := fold == k])) == 2]
+    members = both or [np.ones(len(y), dtype=bool)]
+    known = {MATCHED: lambda y, p, weights, rows: matched_auc(y, p, weights, diameters[rows])}
+    metric = known.get(name, lambda y, p, weights, _: METRICS[name](y, p, weights))
+    with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval ignores
+        every = [metric(y[rows], scores[rows], weights[:, rows], rows) for scores in p for rows in members]
+    return np.mean(every, axis=0)
 
 
 def interval(draws: np.ndarray) -> dict[str, float]:
@@ -131,7 +170,15 @@ def p_value(differences: np.ndarray) -> float:
 
 
 def paired(
-    y: np.ndarray, p: np.ndarray, q: np.ndarray, units: np.ndarray, metric: str = "auc", seed: int = 0
+    y: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    units: np.ndarray,
+    metric: str = "auc",
+    seed: int = 0,
+    *,
+    fold: np.ndarray | int = 0,
+    diameters: np.ndarray | float = np.nan,
 ) -> dict[str, float]:
     """How much better ``p`` is than ``q`` on the same patches: paired bootstrap, arguments as for :func:`score`.
 
@@ -139,8 +186,8 @@ def paired(
         ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided).
     """
     y, p, weights = _resampled(y, p, units, seed)
-    means = [np.mean([METRICS[metric](y, s, weights) for s in model], axis=0) for model in (p, np.atleast_2d(q))]
-    return interval(means[0] - means[1]) | {"p_value": p_value(means[0] - means[1])}
+    ours, theirs = (_draws(metric, y, np.atleast_2d(model), weights, fold, diameters) for model in (p, q))
+    return interval(ours - theirs) | {"p_value": p_value(ours - theirs)}
 
 
 def pairwise(y: np.ndarray, scores: dict[str, np.ndarray], units: np.ndarray, seed: int = 0) -> pd.DataFrame:

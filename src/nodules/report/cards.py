@@ -92,6 +92,7 @@ def result_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = {
         "model": [row["name"] for row in rows],
         "AUC (95% interval)": [text.interval(row, "auc") for row in rows],
+        "size-matched AUC": [text.interval(row, "matched_auc") if "matched_auc" in row else None for row in rows],
         "accuracy (95% interval)": [text.interval(row, "accuracy") for row in rows],
         "weights": [row.get("weights", "none") for row in rows],
         "split": [row["split"] for row in rows],
