@@ -500,7 +500,7 @@ def bands(
         axis.set_axis_off()
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if len(handles) > 1:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
     figure.suptitle(heading)
     sns.despine(figure)
     return figure
