@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.special import ndtr
 from tqdm import tqdm
 
@@ -46,7 +46,7 @@ GRADE = np.arange(1, 6)  # the scale of texture, margin, lobulation and spiculat
 RIM_HU = [-640, -570, -470, -150, 45]  # of the nodule around its core, by texture (ground glass .. solid)
 CORE_SHARE = [0.0, 0.35, 0.55, 0.8, 1.0]  # diameter of the solid core over the nodule's, by texture
 MARGIN_MM = [1.3, 0.95, 0.65, 0.45, 0.3]  # standard deviation of the edge, by margin (poor .. sharp)
-LOBES = [0.0, 0.04, 0.08, 0.13, 0.18]  # height of lobes over the radius, by lobulation (none .. marked)
+LOBES = [0.0, 0.05, 0.1, 0.17, 0.24]  # height of lobes over the radius, by lobulation (none .. marked)
 CONTENT_HU = {2: 8, 3: -95, 4: -960}  # fluid, fat, air, by internal structure
 # calcium's diameter over the nodule's and the texture above which it lies (-9: everywhere), by calcification:
 # popcorn, laminated, solid, non-central, central
@@ -105,10 +105,13 @@ def _textures() -> tuple[Array, ...]:
 
 
 def _cut(origin: Array, frame: Frame) -> list[Array]:
-    """The fine and the coarse texture (SIZE, SIZE) of a slice."""
-    k = int(origin[0] + frame.z / frame.spacing) % TEXTURE_SHAPE[0]
+    """The fine and the coarse texture (SIZE, SIZE) of a slice: the mean over its profile."""
+    z, width = origin[0] + frame.z / frame.spacing, np.hypot(0.5, frame.slab / frame.spacing)
+    planes = np.arange(np.floor(z - 2.5 * width), z + 2.5 * width + 1).astype(int)
+    weight = np.exp(-0.5 * ((planes - z) / width) ** 2).astype(np.float32)
     rows, columns = (np.arange(SIZE) + origin[1:, None]) % TEXTURE_SHAPE[1]
-    return [volume[k][np.ix_(rows, columns)] for volume in _textures()]
+    block = np.ix_(planes % TEXTURE_SHAPE[0], rows, columns)
+    return [np.tensordot(weight / weight.sum(), volume[block], 1) for volume in _textures()]
 
 
 def _unit(vectors: Array) -> Array:
@@ -286,7 +289,15 @@ def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
     )
 
 
-def _acquire(rng: Rng, hu: Array, style: SimpleNamespace, frame: Frame) -> Array:
+def _noise(seeds: Sequence[int], height: float) -> Array:
+    """White noise (SIZE, SIZE) at a height in slice thicknesses: slices closer than that share some of it."""
+    below = int(np.floor(height))
+    planes = [np.random.default_rng([*seeds, below + k + 10**6]).standard_normal((SIZE, SIZE)) for k in (0, 1)]
+    above = height - below
+    return ((1 - above) * planes[0] + above * planes[1]) / np.hypot(1 - above, above)
+
+
+def _acquire(white: Array, hu: Array, style: SimpleNamespace, frame: Frame) -> Array:
     """Blur by the point spread function and add noise with the power spectrum of filtered back-projection."""
     blur = style.kernel / FWHM / frame.spacing
     image = gaussian_filter(hu, blur, mode="nearest")
@@ -296,7 +307,7 @@ def _acquire(rng: Rng, hu: Array, style: SimpleNamespace, frame: Frame) -> Array
     amplitude = np.sqrt(frequency + 0.03) * np.exp(-((1.15 * frequency * style.kernel) ** 2))
     # photon starvation along the shoulders: a low dose causes streaks from side to side
     amplitude *= np.exp(-fx * 1.2 * max(0.0, 1 / style.dose - 1.3))
-    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * amplitude)
+    noise = np.fft.irfft2(np.fft.rfft2(white) * amplitude)
     image += noise * (style.noise_hu / noise.std())
     return np.clip(np.rint(image + style.offset_hu), -1024, 3071).astype(np.int16)
 
@@ -308,18 +319,32 @@ def _middle(points: Array) -> Array:
     return (points.min(axis=0) + points.max(axis=0)) / 2
 
 
+def _smooth(points: Array, width: float) -> Array:
+    """A closed outline (n, 2) without details of fewer than about `width` points; its extent stays."""
+    shrinkage = np.exp(-0.5 * (2 * np.pi * width / len(points)) ** 2)
+    middle = points.mean(axis=0)
+    return middle + gaussian_filter1d(points - middle, width, axis=0, mode="wrap") / shrinkage
+
+
+def _bumps(angle: Array, z: float, waves: Array) -> Array:
+    """Lobes around an outline, between -0.6 and 0.4: arcs of various widths that meet in notches."""
+    amplitude, phase, turn = waves
+    wave = np.cos(np.arange(1, len(phase) + 1) * angle[:, None] + phase + turn * z) @ amplitude
+    return np.tanh(1.5 * np.abs(wave)) - 0.6
+
+
 def _coverage(
-    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, shift: Array, lobes: list[float]
+    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, shift: Array, lobes: tuple[float, Array]
 ) -> Array:
-    """Share (SIZE, SIZE) of each pixel inside the contours, lobulated and shrunk by `scale`."""
+    """Share (SIZE, SIZE) of each pixel inside the contours, lobulated and shrunk by `scale`; a core is smooth."""
     image = Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
-    height, number, phase = lobes
+    height, waves = lobes
     for inclusion, points in contours:
+        points = _smooth(points, len(points) / 8) if scale < 1 else points
         arm = points - _middle(points)
         radius, angle = np.hypot(*arm.T) + 1e-6, np.arctan2(arm[:, 1], arm[:, 0])
-        lobe = np.abs(np.sin(number * angle / 2 + phase + 0.05 * z)) - 2 / np.pi
-        outline = radius * (1 + height * (1 + 0.7 * np.sin(angle + phase)) * lobe) - CONTOUR_EXCESS
+        outline = radius * (1 + height * _bumps(angle, z, waves)) - CONTOUR_EXCESS
         factor = scale * np.maximum(outline / radius, 0.4)  # the smallest contours don't vanish
         corners = (_middle(points) + shift + arm * factor[:, None] + 0.5) * SUPERSAMPLING - 0.5
         ink = 255 if inclusion else 0
@@ -383,7 +408,8 @@ def _render_nodule(
 
     rng = np.random.default_rng([seed, 3, mark])
     shift = centre - _middle(np.concatenate([points for contours in nodule.contours for _, points in contours]))
-    lobes = [np.interp(nodule.ratings["lobulation"], GRADE, LOBES), rng.integers(3, 7), rng.uniform(0, 6)]
+    waves = rng.normal(0, 1, 5), rng.uniform(0, 2 * np.pi, 5), rng.normal(0, 0.04, 5)  # amplitude, phase, per mm of z
+    lobes = np.interp(nodule.ratings["lobulation"], GRADE, LOBES), (waves[0] / np.hypot.reduce(waves[0]), *waves[1:])
     edge = np.interp(nodule.ratings["margin"], GRADE, MARGIN_MM) * min(1, nodule.diameter / 8)
     solid_hu = rng.normal(RIM_HU[-1], 12)
     scene.tissue = np.concatenate([scene.tissue, _spicules(rng, nodule, shift, frame)])
@@ -400,7 +426,7 @@ def _render_nodule(
         # a nodule may be denser than the wall it grows into, but must not make a hole in it
         change = np.where(walled > 0.5, np.maximum(change, 0), change)
         hu += change * gaussian_filter(_partial_volume(nodule, k, frame, cover), edge / nodule.spacing)
-        images.append(_acquire(np.random.default_rng([seed, 4, mark, k]), hu, style, frame))
+        images.append(_acquire(_noise([seed, 4, mark], frame.z / nodule.thickness), hu, style, frame))
         inside = inner()
         masks.append(inside >= np.clip(inside.max(), 0.01, 0.5))
         row = {"noise_hu": style.noise_hu, "kernel": style.kernel, "dose": style.dose}
@@ -413,7 +439,7 @@ def _render_nodule(
 
 
 def _choose(n_malignant: int, n_benign: int, seed: int) -> pd.DataFrame:
-    """The slices to render, one per row: one radiologist per nodule, slices drawn at random within each class."""
+    """The slices to render, one per row: one radiologist per nodule, its slices taken from the middle outwards."""
     rng = np.random.default_rng([seed, 5])
     marks = lidc.annotations()[["annotation", "nodule", *SCAN]]
     drawn = marks.iloc[rng.permutation(len(marks))].drop_duplicates("nodule")
@@ -421,7 +447,10 @@ def _choose(n_malignant: int, n_benign: int, seed: int) -> pd.DataFrame:
     slices["slice_index"] = slices.groupby("annotation").cumcount()
     pool = lidc.nodules().merge(drawn, on="nodule").merge(slices, on="annotation")
     pool = pool.iloc[rng.permutation(len(pool))]
-    pool = pool[pool.groupby("nodule").cumcount() < MAX_SLICES]
+    middle = (pool.groupby("nodule")["slice_index"].transform("size") - 1) / 2
+    outwards = pool.iloc[np.argsort((pool["slice_index"] - middle).abs(), kind="stable")]
+    rank = outwards.groupby("nodule").cumcount().loc[pool.index]
+    pool = pool[rank < MAX_SLICES].iloc[np.argsort(rank[rank < MAX_SLICES], kind="stable")]
     chosen = []
     for label, wanted in ((1, n_malignant), (0, n_benign)):
         of_class = pool[pool["malignant"] == label]
@@ -443,10 +472,12 @@ def _jobs(table: pd.DataFrame, seed: int) -> list[Nodule]:
         rows = rows_of[first["annotation"]]
         rows = rows[np.argsort(~included[rows], kind="stable")]  # holes last: they are cut out
         z, level = np.unique(heights[rows], return_inverse=True)
+        # drawn from pixel to pixel: without the steps of the grid
+        outlines = {r: _smooth(points[r], min(2, len(points[r]) / 24)) for r in rows}
         nodule = Nodule(
             seeds=(seed, int(first["patient"][-4:]), int(first["annotation"])),
             ratings=first[lidc.ATTRIBUTES].to_dict(),
-            contours=[[(included[r], points[r]) for r in rows[level == k]] for k in range(len(z))],
+            contours=[[(included[r], outlines[r]) for r in rows[level == k]] for k in range(len(z))],
             z=z - z.mean(),
             chosen=chosen["slice_index"].tolist(),
             spacing=first["pixel_spacing_mm"],
