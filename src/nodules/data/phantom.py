@@ -36,14 +36,14 @@ SIZE, PAD = 64, 4  # side of a patch, margin around it that blurs need: pixels
 SUPERSAMPLING = 4  # contour pixels per image pixel and direction
 CONTOUR_EXCESS = 0.45  # an LIDC contour runs this far outside the nodule, pixels
 MAX_SLICES = 12  # slices taken from one nodule at most
-MAX_OFFSET = 6.0  # of the nodule from the patch's centre in x and y, pixels
+MAX_OFFSET = 1.5  # of the nodule from the patch's centre in x and y, pixels
 MAX_DRIFT = 12.0  # of a slice's contour from the nodule's centre in x and y, pixels
 FWHM = 2.355  # full width at half maximum of a Gaussian of unit standard deviation
 IDENTITY = ["id", "patient", "nodule", "malignant", "slice_index", "median_rating", "ratings", "diameter_mm"]
 SCAN = ["pixel_spacing_mm", "slice_thickness_mm"]
 
 GRADE = np.arange(1, 6)  # the scale of texture, margin, lobulation and spiculation
-RIM_HU = [-640, -570, -470, -150, 45]  # of the nodule around its core, by texture (ground glass .. solid)
+RIM_HU = [-600, -540, -470, -150, 45]  # of the nodule around its core, by texture (ground glass .. solid)
 CORE_SHARE = [0.0, 0.35, 0.55, 0.8, 1.0]  # diameter of the solid core over the nodule's, by texture
 MARGIN_MM = [1.3, 0.95, 0.65, 0.45, 0.3]  # standard deviation of the edge, by margin (poor .. sharp)
 LOBES = [0.0, 0.05, 0.1, 0.17, 0.24]  # height of lobes over the radius, by lobulation (none .. marked)
@@ -126,30 +126,30 @@ def _walk(rng: Rng, start: Array, heading: Array, length: Array, radius: Array, 
     return np.dstack([path, radius[:, None] * np.linspace(1, 0.4, steps), step])
 
 
-def _branch(rng: Rng, parents: Array, each: int) -> Array:
+def _branch(rng: Rng, parents: Array, each: int, steps: int) -> Array:
     """Side branches of `parents`, `each` per parent: thinner, shorter, at an angle."""
     parents = np.repeat(parents, each, axis=0)
     tube, step = np.arange(len(parents)), rng.integers(2, parents.shape[1], len(parents))
     heading = _unit(parents[tube, step, :3] - parents[tube, step - 2, :3]) + rng.normal(0, 0.8, (len(tube), 3))
     length = parents[:, :, 4].sum(axis=1) * rng.uniform(0.3, 0.7, len(tube))
-    return _walk(rng, parents[tube, step, :3], heading, length, parents[tube, step, 3] * 0.8, steps=16)
+    return _walk(rng, parents[tube, step, :3], heading, length, parents[tube, step, 3] * 0.8, steps)
 
 
 def _vessels(rng: Rng) -> tuple[Array, Array]:
     """Vessels (tissue) and airways (air), each (n, 5) as in `_walk`."""
     hilum = _unit(rng.normal(0, [1, 1, 0.5]))
-    n = rng.poisson(11)
+    n = rng.poisson(18)
     start = rng.uniform(-HALF_BOX, HALF_BOX, (n, 3)) - 15 * hilum
-    attached = min(n, rng.integers(0, 3))  # some begin at the nodule
+    attached = min(n, rng.integers(0, 4))  # some begin at the nodule
     start[:attached] = rng.normal(0, 2, (attached, 3))
     heading = hilum + rng.normal(0, 0.6, (n, 3))
-    trunks = _walk(rng, start, heading, rng.uniform(15, 50, n), rng.lognormal(-0.15, 0.4, n))
-    branches = _branch(rng, trunks, 4)
-    n = rng.integers(200, 1100)
+    trunks = _walk(rng, start, heading, rng.uniform(20, 60, n), rng.lognormal(0.0, 0.45, n), steps=72)
+    branches = _branch(rng, trunks, 4, steps=36)
+    n = rng.integers(150, 900)
     start, heading = rng.uniform(-HALF_BOX, HALF_BOX, (n, 3)), hilum + rng.normal(0, 0.8, (n, 3))
     fine = _walk(rng, start, heading, rng.uniform(3, 12, n), rng.lognormal(-0.75, 0.35, n), steps=8)
     airways = trunks[rng.random(len(trunks)) < 0.15] + [*rng.normal(0, 2, 3), 0.3, 0]  # beside an artery
-    tubes = (trunks, branches, _branch(rng, branches, 3), fine, airways)
+    tubes = (trunks, branches, _branch(rng, branches, 3, steps=16), fine, airways)
     return np.concatenate([tube.reshape(-1, 5) for tube in tubes]), airways.reshape(-1, 5) * [1, 1, 1, 0.7, 1]
 
 
@@ -185,20 +185,34 @@ def _walls(rng: Rng) -> list[SimpleNamespace]:
     """The walls near a nodule: a chest wall outside a sphere, a mediastinum or diaphragm inside one, or none."""
     angle = rng.uniform(0, 2 * np.pi)
     walls = []
-    for chest, share in ((True, 0.68), (False, 0.28)):
+    for chest, share in ((True, 0.66), (False, 0.32)):
         turn = angle if chest else angle + np.pi + rng.normal(0, 0.7)
         wall = SimpleNamespace(
             chest=chest,
             normal=_unit(np.array([np.cos(turn), np.sin(turn), rng.normal(0, 0.3 if chest else 0.5)])),
-            distance=rng.uniform(3, 21),  # mm
+            distance=rng.uniform(4, 20),  # mm
             radius=rng.uniform(50, 140) if chest else rng.uniform(15, 60),  # mm
             # of the ribs: phase, period, depth, half thickness, half length (mm), slide (mm per mm of z)
             rib=rng.uniform([0, 36, 5, 2.4, 9, -3], [70, 70, 9, 4.5, 24, 3]),
             fat=rng.normal(0.3, 0.6),
+            organs=[],
             origin=rng.integers(0, 128, 3),  # into the textures
         )
+        if not chest and rng.random() < 0.6:
+            wall.organs, wall.fat = _organs(rng, wall), rng.normal(1.3, 0.4)
         walls += [wall] * (rng.random() < share)
     return walls
+
+
+def _organs(rng: Rng, wall: SimpleNamespace) -> list[tuple[Array, Array, float, float]]:
+    """What lies in the fat of a mediastinum: cylinders (point, axis, radius in mm, share of contrast; air: -1)."""
+    n = rng.poisson(7)
+    along = np.array([-wall.normal[1], wall.normal[0], 0])
+    axis, radius = _unit(rng.normal(0, [0.3, 0.3, 1], (n, 3))), rng.uniform(1.5, 8, n)
+    level = rng.choice([-1, 0, 0.6, 1], n, p=[0.1, 0.25, 0.3, 0.35])
+    depth = wall.distance + np.where(level < 0, 2, 1) * radius + rng.uniform(0, 25, n)
+    middle = wall.normal * depth[:, None] + along * rng.uniform(-28, 28, (n, 1))
+    return list(zip(middle, axis, radius, level, strict=True))
 
 
 def _scene(rng: Rng) -> SimpleNamespace:
@@ -210,6 +224,7 @@ def _scene(rng: Rng) -> SimpleNamespace:
         lumen=lumen,
         # x, y, z of its normal, distance (mm), curvature (1/mm)
         fissure=np.r_[_unit(rng.normal(0, 1, 3)), rng.uniform(-15, 15), rng.uniform(-0.01, 0.01)],
+        streak=rng.uniform(0, 1) * _unit(rng.normal(0, 1, 2)),  # direction of the noise and how marked it is
         fissure_hu=rng.choice([0, 90], p=[0.8, 0.2]),
         origin=rng.integers(0, 128, 3),
     )
@@ -250,10 +265,23 @@ def _add_wall(hu: Array, wall: SimpleNamespace, style: SimpleNamespace, frame: F
         bone, boned = _ribs(wall, depth + 0.2 * coarse, fine, frame)
         tissue += (bone - tissue) * boned
     else:
-        tissue += style.contrast_hu * 0.6 * ndtr(depth - 4)
+        tissue += style.contrast_hu * 0.6 * ndtr(depth - 4) * (not wall.organs)
         tissue += (FAT_HU - tissue) * ndtr(3 * (coarse + wall.fat) - 4)
+    for organ in wall.organs:
+        _add_organ(tissue, organ, style, frame)
     hu += (tissue - hu) * share
     return share
+
+
+def _add_organ(tissue: Array, organ: tuple[Array, Array, float, float], style: SimpleNamespace, frame: Frame) -> None:
+    """Draw a vessel or, within its own wall, an airway into the tissue around it, in place."""
+    (x, y, z), (ax, ay, az), radius, level = organ
+    x, y, z = frame.x - x, frame.y - y, frame.z - z
+    away = np.sqrt(np.maximum(x**2 + y**2 + z**2 - (ax * x + ay * y + az * z) ** 2, 0))
+    width = np.hypot(0.4, frame.slab * (1 - az**2))
+    tissue += (SOFT_HU + max(level, 0) * style.contrast_hu - tissue) * ndtr((radius - away) / width)
+    if level < 0:
+        tissue += (AIR_HU - tissue) * ndtr((0.8 * radius - away) / width)
 
 
 def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> tuple[Array, Array]:
@@ -273,16 +301,16 @@ def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) 
 
 def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
     """A patient's lung and scanner, the same in all patches of the patient; the scanner may be shifted."""
-    kernel = rng.uniform(1.0, 2.0) * (amount if "kernel" in shift else 1)  # point spread, FWHM in mm
+    kernel = rng.uniform(0.9, 1.7) * (amount if "kernel" in shift else 1)  # point spread, FWHM in mm
     dose = rng.lognormal(0, 0.7) * (amount if shift == "low dose" else 1)  # relative
     louder = amount if shift == "noise" else 1
     return SimpleNamespace(
         kernel=kernel,
         dose=dose,
         # quantum noise falls with the root of the dose and rises with the bandwidth of the kernel
-        noise_hu=24 * (1.4 / kernel) ** 1.5 / np.sqrt(dose) * rng.lognormal(0, 0.2) * louder,
+        noise_hu=24 * (1.3 / kernel) ** 1.5 / np.sqrt(dose) * rng.lognormal(0, 0.4) * louder,
         edge=max(0.0, 1.5 - kernel) * 2,  # sharp kernels enhance edges
-        lung_hu=rng.normal(-868, 36),
+        lung_hu=rng.normal(-866, 40),
         contrast_hu=rng.choice([0, rng.uniform(60, 180)]),  # of a contrast agent in vessels
         emphysema=rng.choice([0, rng.uniform(0, 1)], p=[0.7, 0.3]),  # up to 1, marked
         offset_hu=amount if shift == "HU offset" else 0,
@@ -297,14 +325,15 @@ def _noise(seeds: Sequence[int], height: float) -> Array:
     return ((1 - above) * planes[0] + above * planes[1]) / np.hypot(1 - above, above)
 
 
-def _acquire(white: Array, hu: Array, style: SimpleNamespace, frame: Frame) -> Array:
+def _acquire(white: Array, hu: Array, style: SimpleNamespace, streak: Array, frame: Frame) -> Array:
     """Blur by the point spread function and add noise with the power spectrum of filtered back-projection."""
     blur = style.kernel / FWHM / frame.spacing
     image = gaussian_filter(hu, blur, mode="nearest")
     image += style.edge * (image - gaussian_filter(image, 1.6 * blur, mode="nearest"))
     fy, fx = np.fft.fftfreq(SIZE, frame.spacing)[:, None], np.fft.rfftfreq(SIZE, frame.spacing)
     frequency = np.hypot(fx, fy)  # cycles per mm
-    amplitude = np.sqrt(frequency + 0.03) * np.exp(-((1.15 * frequency * style.kernel) ** 2))
+    amplitude = np.sqrt(frequency + 0.03) * np.exp(-((1.4 * frequency * style.kernel) ** 2))
+    amplitude *= np.exp(-np.abs(streak[0] * fx + streak[1] * fy))  # rays through more tissue are noisier
     # photon starvation along the shoulders: a low dose causes streaks from side to side
     amplitude *= np.exp(-fx * 1.2 * max(0.0, 1 / style.dose - 1.3))
     noise = np.fft.irfft2(np.fft.rfft2(white) * amplitude)
@@ -368,6 +397,7 @@ def _nodule_hu(ratings: dict[str, float], solid_hu: float, texture: Array, inner
         hu += (solid_hu - hu) * inner(np.interp(grade, GRADE, CORE_SHARE))
     structure, calcification = round(ratings["internal_structure"]), round(ratings["calcification"])
     if structure in CONTENT_HU:
+        hu = np.full_like(hu, solid_hu)
         hu += (CONTENT_HU[structure] - hu) * inner(0.6)
     if calcification in CALCIUM:
         scale, threshold = CALCIUM[calcification]
@@ -381,15 +411,15 @@ def _nodule_hu(ratings: dict[str, float], solid_hu: float, texture: Array, inner
 def _spicules(rng: Rng, nodule: Nodule, shift: Array, frame: Frame) -> Array:
     """Thin spikes outwards from points of the contours, more and longer by spiculation: (n, 5)."""
     grade = nodule.ratings["spiculation"] - 1
-    n = rng.poisson(5 * grade)
+    n = rng.poisson(grade * nodule.diameter / 3)
     slices = rng.integers(0, len(nodule.z), n)
     outlines = [nodule.contours[k][0][1] for k in slices]
     root = np.array([rng.choice(points) for points in outlines]).reshape(n, 2)
     outwards = _unit(root - np.array([_middle(points) for points in outlines]).reshape(n, 2) + 1e-6)
     start = np.column_stack([(root + shift - frame.centre) * frame.spacing, nodule.z[slices]])
     heading = np.column_stack([outwards, np.zeros(n)]) + rng.normal(0, 0.3, (n, 3))
-    length = rng.uniform(1.5, 3.5, n) * (1 + grade / 2)
-    return _walk(rng, start, heading, length, rng.uniform(0.5, 1, n)).reshape(-1, 5)
+    length = rng.uniform(1.5, 3 + 0.3 * nodule.diameter, n)
+    return _walk(rng, start, heading, length, rng.uniform(0.3, 0.75, n)).reshape(-1, 5)
 
 
 def _render_nodule(
@@ -425,9 +455,10 @@ def _render_nodule(
         change = _nodule_hu(nodule.ratings, solid_hu, _cut(scene.origin[::-1], frame)[0], inner) - hu
         # a nodule may be denser than the wall it grows into, but must not make a hole in it
         change = np.where(walled > 0.5, np.maximum(change, 0), change)
-        hu += change * gaussian_filter(_partial_volume(nodule, k, frame, cover), edge / nodule.spacing)
-        images.append(_acquire(_noise([seed, 4, mark], frame.z / nodule.thickness), hu, style, frame))
-        inside = inner()
+        share, inside = _partial_volume(nodule, k, frame, cover), inner()
+        # an edge as wide as a small outline would hide it
+        hu += change * gaussian_filter(share, min(edge / nodule.spacing, 0.2 * np.sqrt(inside.sum())))
+        images.append(_acquire(_noise([seed, 4, mark], frame.z / nodule.thickness), hu, style, scene.streak, frame))
         masks.append(inside >= np.clip(inside.max(), 0.01, 0.5))
         row = {"noise_hu": style.noise_hu, "kernel": style.kernel, "dose": style.dose}
         row |= {"offset_x_px": offset[0], "offset_y_px": offset[1], "wall": bool(walled.mean() > 0.01)}
