@@ -35,6 +35,7 @@ Array, Rng = np.ndarray, np.random.Generator
 SIZE, PAD = 64, 4  # side of a patch, margin around it that blurs need: pixels
 SUPERSAMPLING = 4  # contour pixels per image pixel and direction
 CONTOUR_EXCESS = 0.45  # an LIDC contour runs this far outside the nodule, pixels
+MIN_RADIUS = 1.3  # of an outline, pixels
 MAX_SLICES = 12  # slices taken from one nodule at most
 MAX_OFFSET = 1.5  # of the nodule from the patch's centre in x and y, pixels
 MAX_DRIFT = 12.0  # of a slice's contour from the nodule's centre in x and y, pixels
@@ -47,11 +48,12 @@ RIM_HU = [-600, -540, -470, -150, 45]  # of the nodule around its core, by textu
 CORE_SHARE = [0.0, 0.35, 0.55, 0.8, 1.0]  # diameter of the solid core over the nodule's, by texture
 MARGIN_MM = [1.3, 0.95, 0.65, 0.45, 0.3]  # standard deviation of the edge, by margin (poor .. sharp)
 LOBES = [0.0, 0.05, 0.1, 0.17, 0.24]  # height of lobes over the radius, by lobulation (none .. marked)
+MIN_CONTRAST_HU = 300  # of a nodule against the lung, so that it shows
 CONTENT_HU = {2: 8, 3: -95, 4: -960}  # fluid, fat, air, by internal structure
 # calcium's diameter over the nodule's and the texture above which it lies (-9: everywhere), by calcification:
 # popcorn, laminated, solid, non-central, central
 CALCIUM = {1: (0.85, 0), 2: (0.9, -9), 3: (1, -9), 4: (0.8, 1), 5: (0.55, -9)}
-SOFT_HU, FAT_HU, AIR_HU, MARROW_HU, CORTEX_HU, CALCIUM_HU = 45, -95, -960, 220, 750, 950
+SOFT_HU, FAT_HU, AIR_HU, MARROW_HU, CORTEX_HU, CALCIUM_HU = 45, -95, -960, 140, 800, 1000
 VESSEL_MM = np.array([0.35, 0.8, 1.6, 3.0])  # radii at which vessels are rasterised
 HALF_BOX = np.array([32, 32, 20])  # half sides of the box that vessels start in, mm; its z is periodic
 TEXTURE_SHAPE = (64, 128, 128)  # of the periodic texture volumes, voxels of a pixel's side
@@ -185,12 +187,12 @@ def _walls(rng: Rng) -> list[SimpleNamespace]:
     """The walls near a nodule: a chest wall outside a sphere, a mediastinum or diaphragm inside one, or none."""
     angle = rng.uniform(0, 2 * np.pi)
     walls = []
-    for chest, share in ((True, 0.66), (False, 0.32)):
+    for chest, share in ((True, 0.68), (False, 0.34)):
         turn = angle if chest else angle + np.pi + rng.normal(0, 0.7)
         wall = SimpleNamespace(
             chest=chest,
             normal=_unit(np.array([np.cos(turn), np.sin(turn), rng.normal(0, 0.3 if chest else 0.5)])),
-            distance=rng.uniform(4, 20),  # mm
+            distance=rng.uniform(4, 19),  # mm
             radius=rng.uniform(50, 140) if chest else rng.uniform(15, 60),  # mm
             # of the ribs: phase, period, depth, half thickness, half length (mm), slide (mm per mm of z)
             rib=rng.uniform([0, 36, 5, 2.4, 9, -3], [70, 70, 9, 4.5, 24, 3]),
@@ -224,7 +226,7 @@ def _scene(rng: Rng) -> SimpleNamespace:
         lumen=lumen,
         # x, y, z of its normal, distance (mm), curvature (1/mm)
         fissure=np.r_[_unit(rng.normal(0, 1, 3)), rng.uniform(-15, 15), rng.uniform(-0.01, 0.01)],
-        streak=rng.uniform(0, 1) * _unit(rng.normal(0, 1, 2)),  # direction of the noise and how marked it is
+        streak=rng.uniform(0, 2.5) * _unit(rng.normal(0, 1, 2)),  # direction of the noise and how marked it is
         fissure_hu=rng.choice([0, 90], p=[0.8, 0.2]),
         origin=rng.integers(0, 128, 3),
     )
@@ -233,8 +235,8 @@ def _scene(rng: Rng) -> SimpleNamespace:
 def _lung(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> Array:
     """Parenchyma (HU): denser towards the back, textured, with a fissure and the dark holes of emphysema."""
     fine, coarse = _cut(scene.origin, frame)
-    hu = style.lung_hu + 0.8 * frame.y + 30 * np.exp(0.75 * fine) - 38 + 20 * coarse
-    hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(2.5 * (coarse + 0.4 * fine - 0.9))
+    hu = style.lung_hu + 0.8 * frame.y + style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
+    hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(1.8 * (coarse + 0.4 * fine - 0.9))
     nx, ny, nz, distance, curvature = scene.fissure
     away = nx * frame.x + ny * frame.y + nz * frame.z - distance + curvature * (frame.x**2 + frame.y**2)
     return hu + scene.fissure_hu * np.exp(-0.5 * (away / 0.7) ** 2)
@@ -246,7 +248,7 @@ def _ribs(wall: SimpleNamespace, depth: Array, fine: Array, frame: Frame) -> tup
     along = frame.x * wall.normal[1] - frame.y * wall.normal[0] + phase + slide * frame.z
     along = (along + period / 2) % period - period / 2
     inside = 1 - np.hypot((depth - middle) / thick, along / long)
-    return MARROW_HU + 60 * fine + (CORTEX_HU - MARROW_HU) * ndtr((0.28 - inside) * 9), ndtr(inside * 12)
+    return MARROW_HU + 60 * fine + (CORTEX_HU - MARROW_HU) * ndtr((0.22 - inside) * 12), ndtr(inside * 12)
 
 
 def _add_wall(hu: Array, wall: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> Array:
@@ -258,7 +260,7 @@ def _add_wall(hu: Array, wall: SimpleNamespace, style: SimpleNamespace, frame: F
     fine, coarse = _cut(wall.origin, frame)
     # partial volume: a surface that slopes along z is blurred by the slice profile
     share = ndtr((depth + 0.5 * coarse) / np.hypot(0.25, frame.slab * dz / reach))
-    tissue = SOFT_HU + 12 * coarse + 6 * fine
+    tissue = style.tissue_hu + 12 * coarse + 6 * fine
     if wall.chest:
         layers = coarse + np.sin(depth / 2.2 + wall.rib[0]) + wall.fat + (depth - 12) / 15
         tissue += (FAT_HU - SOFT_HU) * ndtr(3 * layers - 1) * ndtr(depth - 2)
@@ -279,7 +281,7 @@ def _add_organ(tissue: Array, organ: tuple[Array, Array, float, float], style: S
     x, y, z = frame.x - x, frame.y - y, frame.z - z
     away = np.sqrt(np.maximum(x**2 + y**2 + z**2 - (ax * x + ay * y + az * z) ** 2, 0))
     width = np.hypot(0.4, frame.slab * (1 - az**2))
-    tissue += (SOFT_HU + max(level, 0) * style.contrast_hu - tissue) * ndtr((radius - away) / width)
+    tissue += (style.tissue_hu + max(level, 0) * style.contrast_hu - tissue) * ndtr((radius - away) / width)
     if level < 0:
         tissue += (AIR_HU - tissue) * ndtr((0.8 * radius - away) / width)
 
@@ -287,7 +289,7 @@ def _add_organ(tissue: Array, organ: tuple[Array, Array, float, float], style: S
 def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> tuple[Array, Array]:
     """A slice without its nodule (HU), and the share of each pixel within a wall."""
     hu = _lung(scene, style, frame)
-    hu += (SOFT_HU + style.contrast_hu - hu) * _rasterise(scene.tissue, frame)
+    hu += (style.tissue_hu + style.contrast_hu - hu) * _rasterise(scene.tissue, frame)
     if len(scene.lumen):
         hu += (AIR_HU - hu) * _rasterise(scene.lumen, frame)
     walled = np.zeros_like(hu)
@@ -310,7 +312,9 @@ def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
         # quantum noise falls with the root of the dose and rises with the bandwidth of the kernel
         noise_hu=24 * (1.3 / kernel) ** 1.5 / np.sqrt(dose) * rng.lognormal(0, 0.4) * louder,
         edge=max(0.0, 1.5 - kernel) * 2,  # sharp kernels enhance edges
-        lung_hu=rng.normal(-866, 40),
+        tissue_hu=rng.normal(SOFT_HU, 18),
+        texture=rng.uniform(0.2, 1.1),  # of the lung, relative
+        lung_hu=rng.normal(-860, 42),
         contrast_hu=rng.choice([0, rng.uniform(60, 180)]),  # of a contrast agent in vessels
         emphysema=rng.choice([0, rng.uniform(0, 1)], p=[0.7, 0.3]),  # up to 1, marked
         offset_hu=amount if shift == "HU offset" else 0,
@@ -355,7 +359,12 @@ def _smooth(points: Array, width: float) -> Array:
     return middle + gaussian_filter1d(points - middle, width, axis=0, mode="wrap") / shrinkage
 
 
-def _bumps(angle: Array, z: float, waves: Array) -> Array:
+def _waves(rng: Rng) -> tuple[Array, ...]:
+    """Amplitudes (their squares sum to 1), phases and turns (per mm of z) of five waves around an outline."""
+    return _unit(rng.normal(0, 1, 5)), rng.uniform(0, 2 * np.pi, 5), rng.normal(0, 0.04, 5)
+
+
+def _bumps(angle: Array, z: float, waves: tuple[Array, ...]) -> Array:
     """Lobes around an outline, between -0.6 and 0.4: arcs of various widths that meet in notches."""
     amplitude, phase, turn = waves
     wave = np.cos(np.arange(1, len(phase) + 1) * angle[:, None] + phase + turn * z) @ amplitude
@@ -363,7 +372,12 @@ def _bumps(angle: Array, z: float, waves: Array) -> Array:
 
 
 def _coverage(
-    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, shift: Array, lobes: tuple[float, Array]
+    contours: list[tuple[bool, Array]],
+    z: float,
+    scale: float = 1.0,
+    *,
+    shift: Array,
+    lobes: tuple,
 ) -> Array:
     """Share (SIZE, SIZE) of each pixel inside the contours, lobulated and shrunk by `scale`; a core is smooth."""
     image = Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
@@ -378,6 +392,8 @@ def _coverage(
         corners = (_middle(points) + shift + arm * factor[:, None] + 0.5) * SUPERSAMPLING - 0.5
         ink = 255 if inclusion else 0
         draw.polygon(corners.ravel().tolist(), fill=ink, outline=ink)
+        if inclusion and len(points) < 12:  # drawn around hardly a pixel: not thinner than what was seen
+            draw.circle(corners.mean(axis=0).tolist(), MIN_RADIUS * scale * SUPERSAMPLING, fill=ink)
     return np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
@@ -389,10 +405,12 @@ def _partial_volume(nodule: Nodule, k: int, frame: Frame, cover: Callable[..., A
     return sum(w * cover(nodule.contours[j], nodule.z[j]) for w, j in near) / weight.sum()
 
 
-def _nodule_hu(ratings: dict[str, float], solid_hu: float, texture: Array, inner: Callable[..., Array]) -> Array:
+def _nodule_hu(
+    ratings: dict[str, float], lung_hu: float, solid_hu: float, texture: Array, inner: Callable[..., Array]
+) -> Array:
     """Attenuation (HU) of the nodule by its ratings; `inner(scale)` is its outline, shrunk."""
     grade = ratings["texture"]
-    hu = np.interp(grade, GRADE, RIM_HU) + np.interp(grade, [3, 5], [70, 10]) * texture
+    hu = max(np.interp(grade, GRADE, RIM_HU), lung_hu + MIN_CONTRAST_HU) + np.interp(grade, [3, 5], [70, 10]) * texture
     if 1 < grade < 5:
         hu += (solid_hu - hu) * inner(np.interp(grade, GRADE, CORE_SHARE))
     structure, calcification = round(ratings["internal_structure"]), round(ratings["calcification"])
@@ -438,10 +456,9 @@ def _render_nodule(
 
     rng = np.random.default_rng([seed, 3, mark])
     shift = centre - _middle(np.concatenate([points for contours in nodule.contours for _, points in contours]))
-    waves = rng.normal(0, 1, 5), rng.uniform(0, 2 * np.pi, 5), rng.normal(0, 0.04, 5)  # amplitude, phase, per mm of z
-    lobes = np.interp(nodule.ratings["lobulation"], GRADE, LOBES), (waves[0] / np.hypot.reduce(waves[0]), *waves[1:])
+    lobes = np.interp(nodule.ratings["lobulation"], GRADE, LOBES), _waves(rng)
     edge = np.interp(nodule.ratings["margin"], GRADE, MARGIN_MM) * min(1, nodule.diameter / 8)
-    solid_hu = rng.normal(RIM_HU[-1], 12)
+    solid_hu = rng.normal(RIM_HU[-1], 20)
     scene.tissue = np.concatenate([scene.tissue, _spicules(rng, nodule, shift, frame)])
 
     images, masks, rows = [], [], []
@@ -452,7 +469,7 @@ def _render_nodule(
         drift = _middle(nodule.contours[k][0][1]) + shift - centre
         cover = partial(_coverage, shift=shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT), lobes=lobes)
         inner = partial(cover, nodule.contours[k], frame.z)
-        change = _nodule_hu(nodule.ratings, solid_hu, _cut(scene.origin[::-1], frame)[0], inner) - hu
+        change = _nodule_hu(nodule.ratings, style.lung_hu, solid_hu, _cut(scene.origin[::-1], frame)[0], inner) - hu
         # a nodule may be denser than the wall it grows into, but must not make a hole in it
         change = np.where(walled > 0.5, np.maximum(change, 0), change)
         share, inside = _partial_volume(nodule, k, frame, cover), inner()
