@@ -34,7 +34,7 @@ Array, Rng = np.ndarray, np.random.Generator
 
 SIZE, PAD = 64, 4  # side of a patch, margin around it that blurs need: pixels
 SUPERSAMPLING = 4  # contour pixels per image pixel and direction
-CONTOUR_EXCESS = 0.45  # an LIDC contour runs this far outside the nodule, pixels
+CONTOUR_EXCESS = 0.1, 1.1  # an LIDC contour runs this far outside the nodule, less if it is small: pixels
 MIN_RADIUS = 1.3  # of an outline, pixels
 MAX_SLICES = 12  # slices taken from one nodule at most
 MAX_OFFSET = 1.5  # of the nodule from the patch's centre in x and y, pixels
@@ -103,7 +103,9 @@ def _textures() -> tuple[Array, ...]:
     frequency = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij")))
     cutoffs = (0.22, 0.08)  # cycles per voxel
     volumes = [np.fft.irfftn(white * np.exp(-((frequency / c) ** 2)) / (frequency + 0.02)) for c in cutoffs]
-    return tuple(((v - v.mean()) / v.std()).astype(np.float32) for v in volumes)
+    # a cut may start at any voxel: periods are repeated as far as one reaches
+    repeated = [np.pad(v, ((0, 0), (0, SIZE), (0, SIZE)), mode="wrap") for v in volumes]
+    return tuple(((v - v.mean()) / v.std()).astype(np.float32) for v in repeated)
 
 
 def _cut(origin: Array, frame: Frame) -> list[Array]:
@@ -111,8 +113,8 @@ def _cut(origin: Array, frame: Frame) -> list[Array]:
     z, width = origin[0] + frame.z / frame.spacing, np.hypot(0.5, frame.slab / frame.spacing)
     planes = np.arange(np.floor(z - 2.5 * width), z + 2.5 * width + 1).astype(int)
     weight = np.exp(-0.5 * ((planes - z) / width) ** 2).astype(np.float32)
-    rows, columns = (np.arange(SIZE) + origin[1:, None]) % TEXTURE_SHAPE[1]
-    block = np.ix_(planes % TEXTURE_SHAPE[0], rows, columns)
+    rows, columns = (slice(start, start + SIZE) for start in origin[1:])
+    block = planes % TEXTURE_SHAPE[0], rows, columns
     return [np.tensordot(weight / weight.sum(), volume[block], 1) for volume in _textures()]
 
 
@@ -372,12 +374,7 @@ def _bumps(angle: Array, z: float, waves: tuple[Array, ...]) -> Array:
 
 
 def _coverage(
-    contours: list[tuple[bool, Array]],
-    z: float,
-    scale: float = 1.0,
-    *,
-    shift: Array,
-    lobes: tuple,
+    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, shift: Array, excess: float, lobes: tuple
 ) -> Array:
     """Share (SIZE, SIZE) of each pixel inside the contours, lobulated and shrunk by `scale`; a core is smooth."""
     image = Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
@@ -387,7 +384,7 @@ def _coverage(
         points = _smooth(points, len(points) / 8) if scale < 1 else points
         arm = points - _middle(points)
         radius, angle = np.hypot(*arm.T) + 1e-6, np.arctan2(arm[:, 1], arm[:, 0])
-        outline = radius * (1 + height * _bumps(angle, z, waves)) - CONTOUR_EXCESS
+        outline = radius * (1 + height * _bumps(angle, z, waves)) - excess * min(1, radius.mean() / 4)
         factor = scale * np.maximum(outline / radius, 0.4)  # the smallest contours don't vanish
         corners = (_middle(points) + shift + arm * factor[:, None] + 0.5) * SUPERSAMPLING - 0.5
         ink = 255 if inclusion else 0
@@ -458,6 +455,7 @@ def _render_nodule(
     shift = centre - _middle(np.concatenate([points for contours in nodule.contours for _, points in contours]))
     lobes = np.interp(nodule.ratings["lobulation"], GRADE, LOBES), _waves(rng)
     edge = np.interp(nodule.ratings["margin"], GRADE, MARGIN_MM) * min(1, nodule.diameter / 8)
+    excess = rng.uniform(*CONTOUR_EXCESS)
     solid_hu = rng.normal(RIM_HU[-1], 20)
     scene.tissue = np.concatenate([scene.tissue, _spicules(rng, nodule, shift, frame)])
 
@@ -467,7 +465,9 @@ def _render_nodule(
         hu, walled = _surroundings(scene, style, frame)
         # keep the slices of a nodule wider than the patch in view
         drift = _middle(nodule.contours[k][0][1]) + shift - centre
-        cover = partial(_coverage, shift=shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT), lobes=lobes)
+        cover = partial(
+            _coverage, shift=shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT), excess=excess, lobes=lobes
+        )
         inner = partial(cover, nodule.contours[k], frame.z)
         change = _nodule_hu(nodule.ratings, style.lung_hu, solid_hu, _cut(scene.origin[::-1], frame)[0], inner) - hu
         # a nodule may be denser than the wall it grows into, but must not make a hole in it
