@@ -139,10 +139,10 @@ def _branch(rng: Rng, parents: Array, each: int, steps: int) -> Array:
     return _walk(rng, parents[tube, step, :3], heading, length, parents[tube, step, 3] * 0.8, steps)
 
 
-def _vessels(rng: Rng) -> tuple[Array, Array]:
+def _vessels(rng: Rng, density: float = 1.0) -> tuple[Array, Array]:
     """Vessels (tissue) and airways (air), each (n, 5) as in `_walk`."""
     hilum = _unit(rng.normal(0, [1, 1, 0.5]))
-    n = rng.poisson(18)
+    n = rng.poisson(19 * density)
     start = rng.uniform(-HALF_BOX, HALF_BOX, (n, 3)) - 15 * hilum
     attached = min(n, rng.integers(0, 4))  # some begin at the nodule
     start[:attached] = rng.normal(0, 2, (attached, 3))
@@ -189,12 +189,12 @@ def _walls(rng: Rng) -> list[SimpleNamespace]:
     """The walls near a nodule: a chest wall outside a sphere, a mediastinum or diaphragm inside one, or none."""
     angle = rng.uniform(0, 2 * np.pi)
     walls = []
-    for chest, share in ((True, 0.68), (False, 0.34)):
+    for chest, share in ((True, 0.67), (False, 0.31)):
         turn = angle if chest else angle + np.pi + rng.normal(0, 0.7)
         wall = SimpleNamespace(
             chest=chest,
             normal=_unit(np.array([np.cos(turn), np.sin(turn), rng.normal(0, 0.3 if chest else 0.5)])),
-            distance=rng.uniform(4, 19),  # mm
+            distance=2.5 + 17 * rng.random() ** 1.3,  # mm
             radius=rng.uniform(50, 140) if chest else rng.uniform(15, 60),  # mm
             # of the ribs: phase, period, depth, half thickness, half length (mm), slide (mm per mm of z)
             rib=rng.uniform([0, 36, 5, 2.4, 9, -3], [70, 70, 9, 4.5, 24, 3]),
@@ -221,10 +221,12 @@ def _organs(rng: Rng, wall: SimpleNamespace) -> list[tuple[Array, Array, float, 
 
 def _scene(rng: Rng) -> SimpleNamespace:
     """What surrounds a nodule, in 3D: its slices are cuts through the same scene."""
-    tissue, lumen = _vessels(rng)
+    density = rng.lognormal(0, 0.4)
+    tissue, lumen = _vessels(rng, density)
     return SimpleNamespace(
         walls=_walls(rng),
         tissue=tissue,
+        perfusion_hu=30 * np.log(density),  # of vessels too small to be seen
         lumen=lumen,
         # x, y, z of its normal, distance (mm), curvature (1/mm)
         fissure=np.r_[_unit(rng.normal(0, 1, 3)), rng.uniform(-15, 15), rng.uniform(-0.01, 0.01)],
@@ -237,7 +239,12 @@ def _scene(rng: Rng) -> SimpleNamespace:
 def _lung(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> Array:
     """Parenchyma (HU): denser towards the back, textured, with a fissure and the dark holes of emphysema."""
     fine, coarse = _cut(scene.origin, frame)
-    hu = style.lung_hu + 0.8 * frame.y + style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
+    hu = (
+        style.lung_hu
+        + scene.perfusion_hu
+        + 0.8 * frame.y
+        + style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
+    )
     hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(1.8 * (coarse + 0.4 * fine - 0.9))
     nx, ny, nz, distance, curvature = scene.fissure
     away = nx * frame.x + ny * frame.y + nz * frame.z - distance + curvature * (frame.x**2 + frame.y**2)
@@ -305,7 +312,8 @@ def _surroundings(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) 
 
 def _style(rng: Rng, shift: str = "", amount: float = 1.0) -> SimpleNamespace:
     """A patient's lung and scanner, the same in all patches of the patient; the scanner may be shifted."""
-    kernel = rng.uniform(0.9, 1.7) * (amount if "kernel" in shift else 1)  # point spread, FWHM in mm
+    # point spread, FWHM in mm; some scans were reconstructed for the lung, sharp and noisy
+    kernel = rng.uniform(1.0, 1.75) * rng.choice([1, 0.7], p=[0.85, 0.15]) * (amount if "kernel" in shift else 1)
     dose = rng.lognormal(0, 0.7) * (amount if shift == "low dose" else 1)  # relative
     louder = amount if shift == "noise" else 1
     return SimpleNamespace(
