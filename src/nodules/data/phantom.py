@@ -148,7 +148,7 @@ def _vessels(rng: Rng, density: float = 1.0) -> tuple[Array, Array]:
     start[:attached] = rng.normal(0, 2, (attached, 3))
     heading = hilum + rng.normal(0, 0.6, (n, 3))
     trunks = _walk(rng, start, heading, rng.uniform(20, 60, n), rng.lognormal(0.0, 0.45, n), steps=72)
-    branches = _branch(rng, trunks, 4, steps=36)
+    branches = _branch(rng, trunks, 4, steps=48)
     n = rng.integers(150, 900)
     start, heading = rng.uniform(-HALF_BOX, HALF_BOX, (n, 3)), hilum + rng.normal(0, 0.8, (n, 3))
     fine = _walk(rng, start, heading, rng.uniform(3, 12, n), rng.lognormal(-0.75, 0.35, n), steps=8)
@@ -177,7 +177,7 @@ def _rasterise(tubes: Array, frame: Frame) -> Array:
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = share * (1 - abs(x - column - dx)) * (1 - abs(y - row - dy))
         planes += np.bincount(index + dy * side + dx, weight, planes.size)
-    widths = VESSEL_MM / 2 / frame.spacing
+    widths = np.hypot(VESSEL_MM / 2 / frame.spacing, 0.4)  # bridges the steps of a walk
     filled = np.zeros((side, side))
     for plane, width in zip(planes.reshape(-1, side, side), widths, strict=True):
         if plane.any():
@@ -194,7 +194,7 @@ def _walls(rng: Rng) -> list[SimpleNamespace]:
         wall = SimpleNamespace(
             chest=chest,
             normal=_unit(np.array([np.cos(turn), np.sin(turn), rng.normal(0, 0.3 if chest else 0.5)])),
-            distance=2.5 + 17 * rng.random() ** 1.3,  # mm
+            distance=(2.5 if chest else 4) + 17 * rng.random() ** 1.3,  # mm
             radius=rng.uniform(50, 140) if chest else rng.uniform(15, 60),  # mm
             # of the ribs: phase, period, depth, half thickness, half length (mm), slide (mm per mm of z)
             rib=rng.uniform([0, 36, 5, 2.4, 9, -3], [70, 70, 9, 4.5, 24, 3]),
@@ -245,7 +245,7 @@ def _lung(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> Array
         + 0.8 * frame.y
         + style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
     )
-    hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(1.8 * (coarse + 0.4 * fine - 0.9))
+    hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(1.2 * (coarse + 0.4 * fine - 1))
     nx, ny, nz, distance, curvature = scene.fissure
     away = nx * frame.x + ny * frame.y + nz * frame.z - distance + curvature * (frame.x**2 + frame.y**2)
     return hu + scene.fissure_hu * np.exp(-0.5 * (away / 0.7) ** 2)
