@@ -239,12 +239,8 @@ def _scene(rng: Rng) -> SimpleNamespace:
 def _lung(scene: SimpleNamespace, style: SimpleNamespace, frame: Frame) -> Array:
     """Parenchyma (HU): denser towards the back, textured, with a fissure and the dark holes of emphysema."""
     fine, coarse = _cut(scene.origin, frame)
-    hu = (
-        style.lung_hu
-        + scene.perfusion_hu
-        + 0.8 * frame.y
-        + style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
-    )
+    grain = style.texture * (30 * np.exp(0.75 * fine) - 38 + 20 * coarse)
+    hu = style.lung_hu + scene.perfusion_hu + 0.8 * frame.y + grain
     hu += (AIR_HU - 20 - hu) * style.emphysema * ndtr(1.2 * (coarse + 0.4 * fine - 1))
     nx, ny, nz, distance, curvature = scene.fissure
     away = nx * frame.x + ny * frame.y + nz * frame.z - distance + curvature * (frame.x**2 + frame.y**2)
@@ -410,12 +406,10 @@ def _partial_volume(nodule: Nodule, k: int, frame: Frame, cover: Callable[..., A
     return sum(w * cover(nodule.contours[j], nodule.z[j]) for w, j in near) / weight.sum()
 
 
-def _nodule_hu(
-    ratings: dict[str, float], lung_hu: float, solid_hu: float, texture: Array, inner: Callable[..., Array]
-) -> Array:
+def _nodule_hu(ratings: dict, least_hu: float, solid_hu: float, texture: Array, inner: Callable[..., Array]) -> Array:
     """Attenuation (HU) of the nodule by its ratings; `inner(scale)` is its outline, shrunk."""
     grade = ratings["texture"]
-    hu = max(np.interp(grade, GRADE, RIM_HU), lung_hu + MIN_CONTRAST_HU) + np.interp(grade, [3, 5], [70, 10]) * texture
+    hu = max(np.interp(grade, GRADE, RIM_HU), least_hu) + np.interp(grade, [3, 5], [70, 10]) * texture
     if 1 < grade < 5:
         hu += (solid_hu - hu) * inner(np.interp(grade, GRADE, CORE_SHARE))
     structure, calcification = round(ratings["internal_structure"]), round(ratings["calcification"])
@@ -473,11 +467,11 @@ def _render_nodule(
         hu, walled = _surroundings(scene, style, frame)
         # keep the slices of a nodule wider than the patch in view
         drift = _middle(nodule.contours[k][0][1]) + shift - centre
-        cover = partial(
-            _coverage, shift=shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT), excess=excess, lobes=lobes
-        )
+        place = shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT)
+        cover = partial(_coverage, shift=place, excess=excess, lobes=lobes)
         inner = partial(cover, nodule.contours[k], frame.z)
-        change = _nodule_hu(nodule.ratings, style.lung_hu, solid_hu, _cut(scene.origin[::-1], frame)[0], inner) - hu
+        texture = _cut(scene.origin[::-1], frame)[0]
+        change = _nodule_hu(nodule.ratings, style.lung_hu + MIN_CONTRAST_HU, solid_hu, texture, inner) - hu
         # a nodule may be denser than the wall it grows into, but must not make a hole in it
         change = np.where(walled > 0.5, np.maximum(change, 0), change)
         share, inside = _partial_volume(nodule, k, frame, cover), inner()
@@ -550,13 +544,14 @@ def render(
     """Render the phantom: by default as many patches of each class as Kaggle's data set has.
 
     A patch is one slice of one nodule, drawn from the contours of one of its radiologists at the scan's pixel
-    spacing. Slices of a nodule share its surroundings, patches of a patient share the scanner's style, and
-    each has its own noise. Nothing but the contour and the rated attributes depends on the label.
+    spacing. Slices of a nodule are neighbours around its middle and cut the same surroundings; their noise is shared
+    as far as they overlap. Patches of a patient share the scanner's style. Nothing but the contour and the rated
+    attributes depends on the label.
 
     Args:
         n_malignant: Patches of nodules with a median malignancy rating above three.
         n_benign: Patches of nodules below three.
-        seed: Draws radiologists, slices, surroundings, styles and noise.
+        seed: Draws radiologists, surroundings, styles and noise.
         workers: Processes, by default one per core; 1 renders in this process. The result is the same.
 
     Returns:
