@@ -37,7 +37,10 @@ SUPERSAMPLING = 4  # contour pixels per image pixel and direction
 CONTOUR_EXCESS = 0.1, 1.1  # an LIDC contour runs this far outside the nodule, less if it is small: pixels
 MIN_RADIUS = 1.3  # of an outline, pixels
 MAX_SLICES = 12  # slices taken from one nodule at most
-MAX_OFFSET = 1.5  # of the nodule from the patch's centre in x and y, pixels
+CENTRAL = 4  # slices of a nodule's central run, which are taken before further ones of any nodule
+# Of the nodule from the patch's centre in x and y, pixels. Real patches are centred within 1.5, but then a map that
+# always points to the middle would always be right
+MAX_OFFSET = 6.0
 MAX_DRIFT = 12.0  # of a slice's contour from the nodule's centre in x and y, pixels
 FWHM = 2.355  # full width at half maximum of a Gaussian of unit standard deviation
 IDENTITY = ["id", "patient", "nodule", "malignant", "slice_index", "median_rating", "ratings", "diameter_mm"]
@@ -497,10 +500,13 @@ def _choose(n_malignant: int, n_benign: int, seed: int) -> pd.DataFrame:
     slices["slice_index"] = slices.groupby("annotation").cumcount()
     pool = lidc.nodules().merge(drawn, on="nodule").merge(slices, on="annotation")
     pool = pool.iloc[rng.permutation(len(pool))]
-    middle = (pool.groupby("nodule")["slice_index"].transform("size") - 1) / 2
-    outwards = pool.iloc[np.argsort((pool["slice_index"] - middle).abs(), kind="stable")]
-    rank = outwards.groupby("nodule").cumcount().loc[pool.index]
-    pool = pool[rank < MAX_SLICES].iloc[np.argsort(rank[rank < MAX_SLICES], kind="stable")]
+    # outwards from the middle, ties at random; nodules in random order, each with its central run first
+    sizes, names = pool.groupby("nodule")["slice_index"].transform("size"), pool["nodule"].unique()
+    pool = pool.assign(away=(pool["slice_index"] - (sizes - 1) / 2).abs()).sort_values("away", kind="stable")
+    place = pool["nodule"].map(dict(zip(rng.permutation(np.sort(names)), range(len(names)), strict=True)))
+    pool = pool.assign(rank=pool.groupby("nodule").cumcount(), place=place)
+    pool = pool[pool["rank"] < MAX_SLICES].assign(later=pool["rank"].clip(lower=CENTRAL - 1))
+    pool = pool.sort_values(["later", "place", "rank"])
     chosen = []
     for label, wanted in ((1, n_malignant), (0, n_benign)):
         of_class = pool[pool["malignant"] == label]
