@@ -1,6 +1,7 @@
 """The phantom against real patches in HU, where they are: values, spectrum, and what a network tells apart.
 
-Both sides show nodules of the same patients and ratings. Nothing is fitted here but the network that tells them apart.
+Both sides show nodules of the same patients and ratings, in the middle: the phantom's are off-centre on purpose, so its
+patches are cut around them. Nothing is fitted here but the network that tells them apart.
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ from nodules.data import phantom
 from nodules.networks import small
 
 WINDOW = (-1000, 400)  # HU
+SIDE, MARGIN = 52, 6  # pixels of what is compared, and around it in a patch
 
 
 @pytest.fixture
@@ -29,16 +31,21 @@ def pairs(real):
     keys = list(zip(table["patient"], table["median_rating"], strict=True))
     taken = np.array([n < available.get(key, 0) for key, n in zip(keys, order, strict=True)])
     table = table[taken].sort_values(["patient", "nodule"], ignore_index=True)
-    simulated = np.concatenate([phantom._render_nodule(job)[0] for job in phantom._jobs(table, seed=0)])
-    return images, simulated, np.array([patient for patient, _ in wanted]), table["patient"].to_numpy(str)
+    rendered = [phantom._render_nodule(job) for job in phantom._jobs(table, seed=0)]
+    offsets = [[row["offset_y_px"], row["offset_x_px"]] for *_, rows in rendered for row in rows]
+    starts = MARGIN + np.rint(offsets).astype(int)
+    whole = np.concatenate([images for images, *_ in rendered])
+    simulated = np.stack([image[y : y + SIDE, x : x + SIDE] for image, (y, x) in zip(whole, starts, strict=True)])
+    patients = np.array([patient for patient, _ in wanted])
+    return images[:, MARGIN:-MARGIN, MARGIN:-MARGIN], simulated, patients, table["patient"].to_numpy(str)
 
 
 def spectrum(images):
     """Mean radial power of windowed patches in bands of 0.1 cycles per pixel, from 0.05 on."""
-    taper = np.outer(np.hanning(64), np.hanning(64))
+    taper = np.outer(np.hanning(SIDE), np.hanning(SIDE))
     images = np.clip(images, *WINDOW).astype(float)
     power = np.abs(np.fft.fft2((images - images.mean((1, 2), keepdims=True)) * taper)) ** 2
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     bands = [(radius >= low) & (radius < low + 0.1) for low in (0.05, 0.15, 0.25, 0.35)]
     return np.array([np.median(power[:, band].mean(axis=1)) for band in bands])
 

@@ -24,6 +24,10 @@ SOURCES = {
             "Only the outline and what is drawn from the ratings carry information about the label, so the ratings "
             "and the diameter together are close to the upper limit of what a patch can show. Real patches contain "
             "clues that nobody rated.",
+            "Compared with 472 real LIDC-IDRI patches of the same patients and ratings, the nodules in the middle: the "
+            "median patch's 5th, 25th and 50th percentiles agree within 10 HU, and the radial power spectrum within a "
+            "fifth; yet a small network tells the two apart with an AUC of 0.80 (three folds by patient, 0.78 to 0.84; "
+            "0.5 would be indistinguishable). Here nodules lie off the patch's centre; real patches are centred.",
             "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's location in "
             "the lung. Here a nodule's surroundings say nothing about it; in patients they do.",
             "The labels are radiologists' opinions, not pathology; nodules with a median rating of 3 are left out.",
