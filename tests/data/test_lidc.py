@@ -44,7 +44,7 @@ def test_closest_distance_equals_brute_force():
 
 
 def test_widest_is_the_longest_diameter():
-    assert lidc._widest(np.array([[0, 0], [10, 0], [10, 2], [0, 2]])) == pytest.approx(np.hypot(10, 2), rel=0.01)
+    assert lidc.widest(np.array([[0, 0], [10, 0], [10, 2], [0, 2]])) == pytest.approx(np.hypot(10, 2), rel=0.01)
 
 
 def test_nodules_label_by_the_median():

@@ -72,7 +72,7 @@ def _cluster(closest: np.ndarray, tolerance: float) -> np.ndarray:
         tolerance *= 0.9
 
 
-def _widest(points: np.ndarray) -> float:
+def widest(points: np.ndarray) -> float:
     """Longest diameter of a contour (points, 2): its widest projection."""
     projections = points @ DIRECTIONS
     return (projections.max(axis=0) - projections.min(axis=0)).max()
@@ -103,7 +103,7 @@ def annotations() -> pd.DataFrame:
             label = _cluster(_closest(clouds, thickness), thickness)
             nodule[scan.index] = [f"{patient}_n{count + n}" for n in label]
             count += label.max() + 1
-    outlines = outlines.assign(widest=[_widest(p[:, :2]) for p in xyz]).groupby("annotation")
+    outlines = outlines.assign(widest=[widest(p[:, :2]) for p in xyz]).groupby("annotation")
     return marks.assign(
         nodule=nodule,
         z_min_mm=outlines["z"].min().to_numpy(),

@@ -44,8 +44,8 @@ def extents(masks: np.ndarray) -> np.ndarray:
     """Longest extent of each outline (N, 64, 64), its widest projection, (N,), pixels; 0 where there is none."""
     out = np.zeros(len(masks))
     for i, mask in enumerate(masks):
-        along = np.argwhere(mask) @ lidc.DIRECTIONS
-        out[i] = np.ptp(along, axis=0).max() + 1 if len(along) else 0
+        points = np.argwhere(mask)
+        out[i] = lidc.widest(points) + 1 if len(points) else 0
     return out
 
 
