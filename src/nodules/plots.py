@@ -408,20 +408,21 @@ def gallery(
     window: list[float],
     heading: str,
 ) -> Figure:
-    """Activation maps of one patch, one row per network: each method as computed, then overlaid on the patch.
+    """Activation maps, one row per network or patch: each method as computed, then overlaid on the patch.
 
     Args:
-        image: the patch, (64, 64).
-        mask: true inside the nodule, (64, 64); an empty one has no outline.
+        image: the patch of all rows, (64, 64), or of each, (rows, 64, 64).
+        mask: true inside the nodule, likewise; an empty one has no outline.
         maps: (rows, 2 * methods, 64, 64) in 0..1; every second one is overlaid.
-        rows: names of the networks.
+        rows: names of the networks or patches.
         columns: titles of the maps, two per method.
         window: pixel values shown as black and white.
         heading: the title.
     """
     figure = Figure(figsize=(1.7 * (1 + len(columns)) + 1.2, 1.65 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), 1 + len(columns), squeeze=False)
-    for name, line, shown in zip(rows, axes, maps, strict=True):
+    images, masks = (np.broadcast_to(of_row, (len(rows), *of_row.shape[-2:])) for of_row in (image, mask))
+    for name, line, shown, image, mask in zip(rows, axes, maps, images, masks, strict=True):
         line[0].imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
         line[0].set_ylabel(name, fontsize=9)
         for i, (axis, evidence) in enumerate(zip(line[1:], shown, strict=True)):

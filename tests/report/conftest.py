@@ -47,7 +47,7 @@ PARAMETERS = {
         "arm_epochs": 6,
         "whole_epochs": 6,
         "scratch_epochs": 20,
-        "spacing_mm": 0.0,
+        "spacing_mm": 0.7,
         "folds": 5,
         "fold_epochs": 1,
     },

@@ -1,13 +1,14 @@
 """Seeded, stratified 80/10/10 splits into train, valid and test."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from nodules.data import lidc, transforms
 from nodules.data.patches import Patches
 from nodules.errors import SEEDS, InputError, within
 
@@ -28,14 +29,28 @@ class Part:
     rows: np.ndarray  # (N,), where this part's patches are in it
     table: pd.DataFrame  # N rows, indexed by ``rows``
     units: np.ndarray  # (N,), what is independent and so resampled: the patient, or the patch if unknown
+    masks: np.ndarray | None = None  # (M, 64, 64), outlines of all patches, where the source knows them
+    around: np.ndarray | None = None  # (M, C), rows of the slices to show as the channels of each patch; None: itself
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def images(self) -> np.ndarray:
-        """Pixel values, (N, 64, 64), copied from the source each time."""
-        return self.source[self.rows]
+        """Pixel values, (N, 64, 64), or (N, C, 64, 64) with slices around; copied from the source each time."""
+        return self.source[self.rows if self.around is None else self.around[self.rows]]
+
+    @property
+    def outlines(self) -> np.ndarray:
+        """1 inside the nodule, 0 outside, (N, 64, 64) float32; NaN where unknown."""
+        if self.masks is None:
+            return np.full((len(self), *self.source.shape[1:]), np.nan, dtype=np.float32)
+        return self.masks[self.rows].astype(np.float32)
+
+    @property
+    def ratings(self) -> np.ndarray:
+        """Median of the radiologists' ratings, scaled from 1..5 to -1..1, (N, 8) float32; NaN where unknown."""
+        return ((self.table.reindex(columns=lidc.ATTRIBUTES) - 3) / 2).to_numpy(dtype=np.float32)
 
     @property
     def nodules(self) -> np.ndarray:
@@ -49,12 +64,12 @@ class Part:
 
     def take(self, positions: np.ndarray) -> "Part":
         """The patches at some positions in this part, (M,), in that order."""
-        return Part(
-            self.source,
-            self.y[positions],
-            self.rows[positions],
-            self.table.iloc[positions],
-            self.units[positions],
+        return replace(
+            self,
+            y=self.y[positions],
+            rows=self.rows[positions],
+            table=self.table.iloc[positions],
+            units=self.units[positions],
         )
 
 
@@ -69,7 +84,32 @@ class Parts(NamedTuple):
 def whole(patches: Patches) -> Part:
     """All patches as one part."""
     y = patches.table["malignant"].to_numpy()
-    return Part(patches.images, y, np.arange(len(y)), patches.table, patches.units)
+    return Part(patches.images, y, np.arange(len(y)), patches.table, patches.units, patches.masks)
+
+
+def resampled(part: Part, spacing_mm: float) -> Part:
+    """All patches with pixels of one width, so that size in pixels is physical size; as they are if it is unknown."""
+    if "pixel_spacing_mm" not in part.table:
+        return part
+    images, masks = (
+        None if pixels is None else transforms.rescale(pixels, part.table["pixel_spacing_mm"], spacing_mm)
+        for pixels in (part.source, part.masks)
+    )
+    return replace(part, source=images, masks=masks)
+
+
+def stacked(part: Part) -> Part:
+    """All patches with the slices below and above as their first and last channel.
+
+    At the end of a nodule, and where slices are unknown, the patch itself is repeated.
+    """
+    rows = np.arange(len(part))
+    below, above = rows.copy(), rows.copy()
+    if {"nodule", "slice_index"} <= set(part.table):
+        order = np.lexsort((part.table["slice_index"], part.nodules))
+        same = part.nodules[order][1:] == part.nodules[order][:-1]
+        below[order[1:][same]], above[order[:-1][same]] = order[:-1][same], order[1:][same]
+    return replace(part, around=np.stack([below, rows, above], 1))
 
 
 def divide(part: Part, sides: np.ndarray) -> Parts:
@@ -80,14 +120,19 @@ def divide(part: Part, sides: np.ndarray) -> Parts:
 def thinned(parts: Parts, most: int, seed: int) -> Parts:
     """The same parts with at most ``most`` training patches, drawn at random, and a source of their patches alone.
 
-    What is computed for the whole source, such as a feature bank, is computed for these patches only.
+    What is computed for the whole source, such as a feature bank, is computed for these patches only. Slices around
+    are left out.
     """
     drawn = np.random.default_rng(seed).permutation(len(parts.train))[:most]
     parts = parts._replace(train=parts.train.take(np.sort(drawn)))
-    source = parts.train.source[np.concatenate([part.rows for part in parts])]
+    kept = np.concatenate([part.rows for part in parts])
+    source, masks = (None if pixels is None else pixels[kept] for pixels in (parts.train.source, parts.train.masks))
     rows = np.split(np.arange(len(source)), np.cumsum([len(part) for part in parts[:-1]]))
     return Parts(
-        *(Part(source, part.y, r, part.table.set_axis(r), part.units) for part, r in zip(parts, rows, strict=True))
+        *(
+            replace(part, source=source, masks=masks, around=None, rows=r, table=part.table.set_axis(r))
+            for part, r in zip(parts, rows, strict=True)
+        )
     )
 
 
@@ -138,8 +183,8 @@ def distinct(y: np.ndarray | pd.Series, units: np.ndarray) -> int:
     return int(pd.Series(units).groupby(np.asarray(y)).nunique().min())
 
 
-def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-    """The rows of each of ``count`` folds, stratified by label, all patches of a unit in one fold.
+def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The fold of each patch, 0 to ``count`` - 1, (N,): stratified by label, all patches of a unit in one fold.
 
     Args:
         y: labels, (N,).
@@ -149,7 +194,10 @@ def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> list[np.nd
     """
     alone = len(np.unique(units)) == len(units)
     kfold, groups = (StratifiedKFold, None) if alone else (StratifiedGroupKFold, units)
-    return [rows for _, rows in kfold(count, shuffle=True, random_state=seed).split(y, y, groups)]
+    out = np.empty(len(y), dtype=int)
+    for k, (_, rows) in enumerate(kfold(count, shuffle=True, random_state=seed).split(y, y, groups)):
+        out[rows] = k
+    return out
 
 
 def _tried(y: np.ndarray, units: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -158,11 +206,9 @@ def _tried(y: np.ndarray, units: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     A fold dominated by one large unit is used only to train.
     """
     for count in range(min(FOLDS, distinct(y, units)), FEWEST - 1, -1):
-        fit = [
-            fold
-            for fold in folds(y, units, count, seed)
-            if len(set(y[fold])) == 2 and len(fold) <= LARGEST * len(y) / count
-        ]
+        assigned = folds(y, units, count, seed)
+        each = [np.flatnonzero(assigned == k) for k in range(count)]
+        fit = [rows for rows in each if len(set(y[rows])) == 2 and len(rows) <= LARGEST * len(y) / count]
         if len(fit) < 2:
             continue
         names = np.full(len(y), "train", dtype=object)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from skimage.feature import hog
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
@@ -36,8 +36,11 @@ def logistic(features: pd.DataFrame, train: Part, C: float = 1.0) -> np.ndarray:
     """
     if features.empty:
         return np.full(len(features), train.y.mean())
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
-    return model.fit(features.iloc[train.rows], train.y).predict_proba(features)[:, 1]
+    return _fitted(features.iloc[train.rows], train.y, C).predict_proba(features)[:, 1]
+
+
+def _fitted(features: pd.DataFrame, y: np.ndarray, C: float = 1.0) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500)).fit(features, y)
 
 
 def extents(masks: np.ndarray) -> np.ndarray:
@@ -79,17 +82,17 @@ def predictions(patches: Patches, parts: Parts) -> pd.DataFrame:
     )
 
 
-def out_of_fold(features: pd.DataFrame, part: Part, fold: np.ndarray) -> np.ndarray:
-    """Probability of malignancy of every patch, (N,), by :func:`logistic` on the other folds.
+def out_of_fold(features: pd.DataFrame, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Probability of malignancy, (N,), by logistic regression on the other folds.
 
     Args:
-        features: of all N patches, (N, F).
-        part: all N patches.
-        fold: of each patch, (N,).
+        features: (N, F).
+        y: labels, (N,).
+        fold: of each row, (N,).
     """
-    out = np.empty(len(part))
+    out = np.empty(len(y))
     for k in np.unique(fold):
-        out[fold == k] = logistic(features, part.take(np.flatnonzero(fold != k)))[fold == k]
+        out[fold == k] = _fitted(features[fold != k], y[fold != k]).predict_proba(features[fold == k])[:, 1]
     return out
 
 

@@ -7,7 +7,7 @@ each nodule once, by a slice drawn at random: otherwise large nodules, which hav
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nodules.data import split, transforms
+from nodules.data import transforms
 from nodules.data.split import Part, Parts
-from nodules.networks import bodies, heads
+from nodules.networks import bodies, heads, small
 from nodules.networks.bank import Bank
 from nodules.networks.device import device
 from nodules.networks.heads import Learner, Training
-from nodules.networks.network import SYMMETRIES, Mixed, Network, predict
+from nodules.networks.network import SYMMETRIES, Mixed, Network, predict, tensor
 
 CHECK_BATCH = 256  # patches per forward pass of a validation
-LIMIT = 4 * math.log(2)  # smoothed training loss that counts as divergence, four times that of guessing
+LIMIT = 4.0  # smoothed training loss that counts as divergence, as a multiple of that of guessing
 # The head alone, before all layers; many more epochs overfit
 PROBE = heads.Recipe(epochs=5, lr=heads.LR, augment=True)
 
@@ -48,7 +48,14 @@ class Recipe:
     frozen_statistics: bool = False  # batch norm keeps its running means and variances
     smoothing: float = 0.0  # of labels
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits and soft labels, (N, 2) each
+    outline: float = 0.0  # weight of the loss of the outline, for a network that estimates it
+    ratings: float = 0.0  # weight of the loss of the radiologists' ratings, likewise
     bfloat16: bool = True  # where the hardware supports it
+
+    @property
+    def limit(self) -> float:
+        """Training loss that counts as divergence; ratings, from -1 to 1, differ from a guess by less than 1."""
+        return LIMIT * (math.log(2) * (1 + self.outline) + self.ratings)
 
     def rate(self, groups: int) -> Callable[[float], np.ndarray]:
         """Learning rate of each layer group as a function of training progress, 0 to 1."""
@@ -65,6 +72,7 @@ class Recipe:
 # The best of those tried on real patches
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
 SCRATCH = Recipe(lr=3e-3, batch=64, warmup=0.25, smoothing=0.1)
+NODULE = replace(SCRATCH, outline=4.0, ratings=0.5)
 
 
 def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,25 +83,33 @@ def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class ImageLoader(DataLoader):
-    """Batches of images (B, 1, 64, 64) and their labels; with a ``seed``, sampled by nodule and augmented."""
+    """Batches of images (B, C, 64, 64) and their labels.
+
+    With a ``seed`` they are sampled by nodule and augmented, and come with outlines (B, 1, 64, 64) and ratings (B, 8),
+    NaN where unknown.
+    """
 
     def __init__(self, part: Part, batch: int, batches: int, seed: int | None = None) -> None:
         super().__init__(range(batches), bs=1, device=device())
-        self.images, self.y, self.nodules = part.images, torch.tensor(part.y), part.nodules
-        self.batch, self.batches = batch, batches
+        self.part, self.y, self.batch, self.batches = part, torch.tensor(part.y), batch, batches
         self.draws = None if seed is None else np.random.default_rng(seed)
 
-    def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, ...]]:
         """Gather whole batches at once."""
         rows = np.arange(len(self.y))
         if self.draws:
             most, epochs = self.batches * self.batch, []
             while sum(map(len, epochs)) < most:
-                epochs.append(one_of_each(self.nodules, self.draws))
+                epochs.append(one_of_each(self.part.nodules, self.draws))
             rows = np.concatenate(epochs)[:most]
         for chunk in np.array_split(rows, self.batches):
-            images = torch.from_numpy(self.images[chunk].astype(np.float32))[:, None]
-            yield transforms.augment(images, self.draws) if self.draws else images, self.y[chunk]
+            part = self.part.take(chunk)
+            images = tensor(part.images)
+            if self.draws is None:
+                yield images, self.y[chunk]
+            else:
+                seen = transforms.augment(torch.cat([images, tensor(part.outlines)], 1), self.draws)
+                yield seen[:, :-1], self.y[chunk], seen[:, -1:], torch.tensor(part.ratings)
 
 
 class FrozenStatistics(Callback):
@@ -111,8 +127,8 @@ class Watch(Callback):
 
     order = 60  # after fastai's recorder
 
-    def __init__(self, name: str, steps: int) -> None:
-        self.bar, self.stopped = tqdm(total=steps, desc=name, unit="step"), ""
+    def __init__(self, name: str, steps: int, limit: float) -> None:
+        self.bar, self.limit, self.stopped = tqdm(total=steps, desc=name, unit="step"), limit, ""
 
     def after_batch(self) -> None:
         """Check the smoothed training loss."""
@@ -120,8 +136,8 @@ class Watch(Callback):
             return
         self.bar.update()
         loss = float(self.recorder.smooth_loss.value)
-        if not loss < LIMIT:  # true for NaN too
-            self.stopped = f"diverged at step {self.bar.n}: training loss {loss:.3g} is not below {LIMIT:.2f}"
+        if not loss < self.limit:  # true for NaN too
+            self.stopped = f"diverged at step {self.bar.n}: training loss {loss:.3g} is not below {self.limit:.2f}"
             raise CancelFitException
 
     def after_fit(self) -> None:
@@ -142,8 +158,8 @@ def train(
     """Train all layers of ``network``, in place.
 
     Args:
-        network: maps pixel values (N, 1, 64, 64) to logits (N, 2); may have a method ``groups`` that returns its layer
-            groups.
+        network: maps pixel values (N, C, 64, 64) to logits (N, 2), and in training perhaps also to outlines and
+            ratings; may have a method ``groups`` that returns its layer groups.
         parts: patches to train and validate on.
         recipe: how to train.
         epochs: passes over the training nodules.
@@ -158,18 +174,23 @@ def train(
     batches = max(1, round(epochs * nodules / recipe.batch / checks))  # per validation
     valid = ImageLoader(parts.valid, CHECK_BATCH, -(-len(parts.valid) // CHECK_BATCH))
     loaders = DataLoaders(ImageLoader(parts.train, recipe.batch, batches, seed), valid, device=device())
+    loaders.n_inp = 1  # a batch is images and what to learn from them
     groups = getattr(network, "groups", lambda: [list(network.parameters())])()
     model = Mixed(network, recipe.bfloat16)
 
-    def smoothed(logits: Tensor, target: Tensor) -> Tensor:
+    def loss(out: Tensor | tuple[Tensor, ...], target: Tensor, *known: Tensor) -> Tensor:
+        logits, *estimated = [out] if isinstance(out, Tensor) else out
         shares = F.one_hot(target, 2).float()
-        return recipe.loss(logits, shares * (1 - recipe.smoothing) + recipe.smoothing / 2 if model.training else shares)
+        if model.training:
+            shares = shares * (1 - recipe.smoothing) + recipe.smoothing / 2
+        outline, ratings = small.further_losses(*estimated, *known) if estimated else (0.0, 0.0)
+        return recipe.loss(logits, shares) + recipe.outline * outline + recipe.ratings * ratings
 
-    watch = Watch(name, checks * batches)
+    watch = Watch(name, checks * batches, recipe.limit)
     callbacks = [watch, ParamScheduler({"lr": recipe.rate(len(groups))})]
     callbacks += [FrozenStatistics()] * recipe.frozen_statistics
     with no_random(seed):
-        learn = Learner(loaders, model, smoothed, Adam, splitter=lambda _: groups, metrics=accuracy, cbs=callbacks)
+        learn = Learner(loaders, model, loss, Adam, splitter=lambda _: groups, metrics=accuracy, cbs=callbacks)
         started = time.perf_counter()
         learn.fit(checks)
         seconds = time.perf_counter() - started
@@ -199,32 +220,31 @@ def head_first(spec: bodies.Spec, unit: str, bank: Bank, parts: Parts, seed: int
 def cross_validate(
     make: Callable[[Parts], nn.Module],
     part: Part,
-    kept_together: np.ndarray,
+    fold: np.ndarray,
     recipe: Recipe,
     *,
-    folds: int,
     epochs: float,
+    name: str,
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Train once per fold and predict the held-out patches.
+) -> np.ndarray:
+    """Train once per fold on the other folds and predict the patches left out.
 
     Args:
         make: returns a network to start from, given the patches to train and validate on.
         part: all N patches.
-        kept_together: the unit of each patch, such as the patient, that no two folds share, (N,).
+        fold: of each patch, (N,).
         recipe: how to train.
-        folds: number of folds.
         epochs: passes over the training nodules of a fold.
-        seed: of the folds and the trainings.
+        name: label of the progress bar.
+        seed: of the trainings.
 
     Returns:
-        Probabilities (N, 8) as from :func:`nodules.networks.network.predict`, and the fold of each patch, (N,).
+        Probabilities (N, 8) as from :func:`nodules.networks.network.predict`.
     """
-    p, fold = np.empty((len(part), SYMMETRIES)), np.empty(len(part), dtype=int)
-    for k, left_out in enumerate(split.folds(part.y, kept_together, folds, seed)):
-        train_rows, none = np.setdiff1d(np.arange(len(part)), left_out), np.array([], dtype=int)
-        parts = Parts(part.take(train_rows), part.take(left_out), part.take(none))
-        name = f"fold {k + 1} of {folds}"
-        trained = train(make(parts), parts, recipe, epochs=epochs, name=name, checks=1, seed=seed)
-        p[left_out], fold[left_out] = predict(trained.model, parts.valid.images), k
-    return p, fold
+    p = np.empty((len(part), SYMMETRIES))
+    for k in np.unique(fold):
+        rows, left_out, none = (np.flatnonzero(chosen) for chosen in (fold != k, fold == k, np.zeros(len(fold))))
+        parts = Parts(part.take(rows), part.take(left_out), part.take(none))
+        trained = train(make(parts), parts, recipe, epochs=epochs, name=f"{name}, fold {k + 1}", checks=1, seed=seed)
+        p[left_out] = predict(trained.model, parts.valid.images)
+    return p

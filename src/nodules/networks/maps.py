@@ -3,20 +3,24 @@
 Every map shows the evidence for *malignant*: what raises its logit above that of *benign*.
 """
 
+import copy
+
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
+from captum.attr import LayerGradCam, LayerGradientXActivation
+from fastai.torch_core import no_random
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nodules.data.patches import SIDE
 from nodules.data.split import Part, Parts
 from nodules.networks import bank, bodies, heads
 from nodules.networks.bank import Bank
 from nodules.networks.device import device
 from nodules.networks.network import Network, tensor
-from nodules.networks.small import seeded
+from nodules.networks.small import MARGIN, NoduleNet
 
 MAP_BATCH = 64  # patches per forward and backward pass
 
@@ -64,10 +68,14 @@ def networks(body: bodies.Body, parts: Parts, recipe: heads.Recipe, seed: int) -
     return averaged(body, features, parts.train), Network(body, "all", trained.model).to(device())
 
 
-def forgotten(network: Network, seed: int) -> Network:
-    """The same body with a randomly initialised head."""
-    drawn = seeded(lambda: heads.head(bank.width(network.body, network.pool)), seed)
-    return Network(network.body, network.pool, drawn).to(device()).eval()
+def forgotten(network: nn.Module, seed: int) -> nn.Module:
+    """The same network with a randomly initialised ``head``."""
+    drawn = copy.deepcopy(network)
+    with no_random(seed):
+        for layer in drawn.head.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return drawn.eval()
 
 
 @torch.inference_mode()
@@ -106,11 +114,47 @@ def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
     Returns:
         (N, side, side), non-negative, the side of that stage's map.
     """
-    method = LayerGradCam(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
+    return _positive(LayerGradCam, network, images, stage)
+
+
+def hires_cam(network: NoduleNet, images: np.ndarray) -> np.ndarray:
+    """HiResCAM (Draelos & Carin 2020, arXiv 2011.08891) of the network's only stage.
+
+    Grad-CAM weights each feature by its mean gradient, the same everywhere. Here each cell has its own gradient, so
+    attention counts: a cell to which the network does not attend is no evidence.
+
+    Args:
+        network: for nodules.
+        images: (N, slices, 64, 64), pixel values.
+
+    Returns:
+        (N, 16, 16), non-negative; 0 in the margin, which the network does not see.
+    """
+    return _framed(_positive(LayerGradientXActivation, network, images, 0))
+
+
+@torch.inference_mode()
+def outline(network: NoduleNet, images: np.ndarray) -> np.ndarray:
+    """The share of each cell that the network takes to lie inside the nodule; shapes as for :func:`hires_cam`."""
+    shares = [
+        network.inside(tensor(batch)).float().cpu() for batch in np.array_split(images, -(-len(images) // MAP_BATCH))
+    ]
+    return _framed(torch.cat(shares)[:, 0].numpy())
+
+
+def _framed(maps: np.ndarray) -> np.ndarray:
+    """With the margin that the network does not see, as zeros."""
+    cells = MARGIN * maps.shape[1] // (SIDE - 2 * MARGIN)
+    return np.pad(maps, ((0, 0), (cells, cells), (cells, cells)))
+
+
+def _positive(method: type, network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
+    """Captum's attribution of the evidence for malignant to a stage, summed over features, negative values set to 0."""
+    attributed = method(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
     out = []
     for start in range(0, len(images), MAP_BATCH):
         batch = tensor(images[start : start + MAP_BATCH])
-        out.append(method.attribute(batch, relu_attributions=True)[:, 0].detach().float().cpu())
+        out.append(attributed.attribute(batch).sum(1).clamp(min=0).detach().float().cpu())
     return torch.cat(out).numpy()
 
 

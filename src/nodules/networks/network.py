@@ -48,10 +48,29 @@ class Mixed(nn.Module):
         self.network = network.to(device(), memory_format=torch.channels_last)
         self.bfloat16 = bfloat16 and has_bfloat16()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2)."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits (N, 2); in training a network may give more, such as :class:`nodules.networks.small.NoduleNet`."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.network(images).float()
+            out = self.network(images)
+        return out.float() if isinstance(out, Tensor) else tuple(tensor.float() for tensor in out)
+
+
+def loaded(module: nn.Module, path: Path, name: str) -> nn.Module:
+    """The module with weights from a safetensors file, in evaluation mode and on the device.
+
+    Args:
+        module: as it was saved, with any weights.
+        path: the file.
+        name: what the module is, for messages.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another module.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: not {name} ({in_brief(error)}); run {path.parent.name} again") from error
+    return module.to(device()).eval()
 
 
 def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
@@ -63,23 +82,17 @@ def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
         path: the head, a safetensors file.
 
     Raises:
-        InputError: the file is missing, damaged, or the head of another network.
+        InputError: as for :func:`loaded`.
     """
     body = bodies.build(spec, unit)
-    last = head(width(body, spec.pool))
-    try:
-        last.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = in_brief(error)
-        raise InputError(
-            f"{path}: not a head of {spec.architecture} ({reason}); run {path.parent.name} again"
-        ) from error
+    last = loaded(head(width(body, spec.pool)), path, f"a head of {spec.architecture}")
     return Network(body, spec.pool, last).to(device()).eval()
 
 
 def tensor(images: np.ndarray) -> Tensor:
-    """Patches (N, 64, 64) as network input: (N, 1, 64, 64) float32 on the device."""
-    return torch.from_numpy(images.astype(np.float32))[:, None].to(device())
+    """Patches (N, 64, 64), or (N, C, 64, 64), as network input: (N, C, 64, 64) float32 on the device."""
+    batch = torch.from_numpy(images.astype(np.float32)).to(device())
+    return batch[:, None] if batch.ndim == 3 else batch
 
 
 @torch.inference_mode()

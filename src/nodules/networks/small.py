@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
+from nodules.data import lidc
+
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
+MARGIN = 8  # pixels
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -29,21 +32,89 @@ class Standardise(nn.Module):
         return F.layer_norm(images, images.shape[1:])
 
 
+def blocks(channels: int, pooled: int) -> nn.Sequential:
+    """Four blocks of convolution, batch norm and ReLU, with max pooling in the first ``pooled`` of them."""
+    layers = [Standardise()]
+    for i, (before, after) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
+        layers += [nn.MaxPool2d(2)] * (i < pooled)  # before batch norm, which then has a quarter of the work
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 class Plain(nn.Module):
-    """Four blocks of convolution, batch norm, ReLU and max pooling; global mean and max pooling; one linear layer."""
+    """Four blocks, each with max pooling; global mean and max pooling; one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        blocks = [Standardise()]
-        for before, after in zip((1, *WIDTHS), WIDTHS, strict=False):
-            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
-            blocks += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-        self.body, self.head = nn.Sequential(*blocks), nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * WIDTHS[-1], 2))
+        self.body, self.head = blocks(1, 4), nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * WIDTHS[-1], 2))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 2)."""
         maps = self.body(images)
         return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
+
+
+def middle(images: Tensor) -> Tensor:
+    """Without the outer ``MARGIN`` pixels, which show little of a nodule, (..., 48, 48)."""
+    return images[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+class NoduleNet(nn.Module):
+    """A small network for nodules: it estimates the outline, and weighs what lies inside.
+
+    The same blocks as :class:`Plain`, but only two of them pooled, on the middle of the patch: a grid of 12 x 12.
+    One more convolution estimates how much of each cell lies inside the nodule. These shares are the attention with
+    which features are averaged; their sum is the nodule's size. In training the network also rates the nodule as
+    radiologists do: what it must know for that helps with malignancy (multi-task learning, Caruana 1997).
+
+    ``taps`` holds an identity after the last block, where activation maps are read.
+
+    Args:
+        slices: the channels of an image: 1, or 3 with the slices below and above.
+    """
+
+    def __init__(self, slices: int = 1) -> None:
+        super().__init__()
+        self.body, self.outline = blocks(slices, 2), nn.Conv2d(WIDTHS[-1], 1, 1)
+        self.taps = nn.ModuleList([nn.Identity()])
+        self.dropout = nn.Dropout(0.3)
+        self.head, self.ratings = (nn.Linear(3 * WIDTHS[-1] + 1, n) for n in (2, len(lidc.ATTRIBUTES)))
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, 2) from (N, slices, 64, 64); in training also outlines (N, 1, 12, 12) and ratings (N, 8)."""
+        maps = self.taps[0](self.body(middle(images)))
+        outline = self.outline(maps)
+        features = self.dropout(self.pooled(maps, outline.sigmoid()))
+        logits = self.head(features)
+        return (logits, outline, self.ratings(features)) if self.training else logits
+
+    def inside(self, images: Tensor) -> Tensor:
+        """Share of each cell that lies inside the nodule, as estimated, (N, 1, 12, 12)."""
+        return self.outline(self.body(middle(images))).sigmoid()
+
+    def pooled(self, maps: Tensor, inside: Tensor) -> Tensor:
+        """Mean, maximum, mean inside, and the logarithm of the size: (N, 385)."""
+        size = inside.sum((2, 3)) + 0.1
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), (maps * inside).sum((2, 3)) / size, size.log()], 1)
+
+
+def further_losses(outline: Tensor, ratings: Tensor, true_outline: Tensor, true_ratings: Tensor) -> list[Tensor]:
+    """Cross-entropy of the outline and squared error of the ratings that :class:`NoduleNet` gives, where known.
+
+    Args:
+        outline: logits, (N, 1, 12, 12).
+        ratings: (N, 8).
+        true_outline: share of each pixel that lies inside, (N, 1, 64, 64), NaN where unknown.
+        true_ratings: (N, 8), NaN where unknown.
+    """
+    shares = F.adaptive_avg_pool2d(middle(true_outline), outline.shape[2:])
+    pairs = (F.binary_cross_entropy_with_logits, outline, shares), (F.mse_loss, ratings, true_ratings)
+    # The sum over nothing is 0; the mean would be NaN
+    return [
+        loss(estimate[known := ~true.isnan()], true[known], reduction="sum") / known.sum().clamp(min=1)
+        for loss, estimate, true in pairs
+    ]
 
 
 def squeezenet() -> nn.Module:

@@ -106,7 +106,7 @@ def save(state: State, path: Path) -> None:
     """Write tensors to a safetensors file, atomically."""
     with paths.replacing(path) as temporary:
         # Not save_file: its errors don't say whether the disk is full
-        temporary.write_bytes(serialize(state))
+        temporary.write_bytes(serialize({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
 def fingerprint(state: State) -> str:
