@@ -26,7 +26,6 @@ RANGES = {
     "fold_epochs": (0, 1000),
     "compare_lr": (1e-12, 10),
     "size": (32, 1024),
-    "spacing_mm": (0.1, 10),
     "repeats": (2, 1000),
     **dict.fromkeys(("slices", "simulations"), (1, 100_000)),
     **dict.fromkeys(("ablated", "shifted", "arm_patches"), (20, 100_000)),

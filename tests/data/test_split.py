@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -196,3 +198,23 @@ def test_a_thinned_split_holds_fewer_patches_to_train_on_and_all_others():
     again, other = split.thinned(parts, 12, seed=0), split.thinned(parts, 12, seed=1)
     assert (again.train.units == few.train.units).all() and set(other.train.units) != set(few.train.units)
     assert len(split.thinned(parts, 1000, seed=0).train) == 30
+
+
+def test_a_stack_holds_the_slices_below_and_above_of_the_same_nodule():
+    table = pd.DataFrame({"id": list("abcdef"), "nodule": list("xyxyxz"), "slice_index": [2, 1, 0, 0, 1, 0]})
+    images = np.arange(6)[:, None, None] * np.ones((1, 4, 4))
+    part = split.Part(images, np.zeros(6), np.arange(6), table, np.arange(6))
+    stacks = split.stacked(part)
+    assert stacks.images.shape == (6, 3, 4, 4)
+    assert stacks.images[:, :, 0, 0].tolist() == [[4, 0, 0], [3, 1, 1], [2, 2, 4], [3, 3, 1], [2, 4, 0], [5, 5, 5]]
+    assert stacks.take(np.array([4, 1])).images[:, :, 0, 0].tolist() == [[2, 4, 0], [3, 1, 1]]
+    alone = split.stacked(replace(part, table=table[["id"]]))
+    assert (alone.images == images[:, None]).all(), "unknown slices: the patch itself"
+
+
+def test_what_is_unknown_of_a_part_is_nan():
+    part = split.Part(np.zeros((3, 4, 4)), np.zeros(3), np.arange(3), pd.DataFrame({"id": range(3)}), np.arange(3))
+    assert np.isnan(part.outlines).all() and part.outlines.shape == (3, 4, 4)
+    assert np.isnan(part.ratings).all() and part.ratings.shape == (3, 8)
+    rated = replace(part, table=part.table.assign(margin=[1, 3, 5]))
+    assert np.nanmax(rated.ratings, axis=1).tolist() == [-1, 0, 1]

@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
+import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from nodules.evaluation import localisation
+from nodules.networks.device import device
 
 
 def test_pointing_by_hand():
@@ -57,3 +61,33 @@ def test_likeness_is_the_rank_correlation_of_each_map():
     assert np.allclose(localisation.likeness(maps, others), expected)
     assert np.allclose(localisation.likeness(maps, maps**3), 1), "order counts, not size"
     assert not localisation.likeness(maps, np.zeros_like(maps)).any()
+
+
+class Brightness(nn.Module):
+    """Malignant is what is bright in the middle."""
+
+    def forward(self, images):
+        shown = images[:, :, 28:36, 28:36].mean((1, 2, 3)) - images.mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(shown), shown], 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_erasing_what_counts_lowers_the_probability_and_showing_it_raises_it(channels):
+    images = np.zeros((4, 64, 64))
+    images[:, 28:36, 28:36] = 5.0
+    right = images / 5
+    wrong = np.zeros_like(images)
+    wrong[:, :8, :8] = 1
+    if channels == 3:
+        images = np.repeat(images[:, None], 3, 1)
+    curves = {
+        name: localisation.erasure(Brightness().to(device()), images, grid)
+        for name, grid in (("right", right), ("wrong", wrong))
+    }
+    few = list(localisation.SHARES).index(0.02)
+    assert curves["right"]["deletion"].shape == (4, len(localisation.SHARES))
+    assert (curves["right"]["deletion"][:, few] < 0.55).all() and (curves["wrong"]["deletion"][:, few] > 0.9).all()
+    assert (curves["right"]["insertion"][:, few] > 0.9).all() and (curves["wrong"]["insertion"][:, few] < 0.55).all()
+    table = localisation.erasure_curves(curves, np.arange(4), 0)
+    assert list(table) == ["name", "panel", "x", "value", "low", "high"] and len(table) == 4 * len(localisation.SHARES)
+    assert table["x"].max() == 70 and set(table["panel"]) == {"deletion", "insertion"}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ from torch import nn
 
 from nodules.data import split, transforms
 from nodules.errors import InputError
-from nodules.networks import bank, bodies, finetune, heads, small
+from nodules.networks import bank, bodies, finetune, heads, maps, small
 from nodules.networks.bodies import Spec
 from nodules.networks.device import device
 from nodules.networks.finetune import Recipe
@@ -85,7 +86,7 @@ def test_nan_is_divergence_and_is_never_predicted():
     with torch.no_grad():
         network[-1].weight.fill_(math.nan)
     trained = run(network)
-    assert trained.stopped == f"diverged at step 1: training loss nan is not below 2.77"
+    assert trained.stopped == "diverged at step 1: training loss nan is not below 2.77"
     with pytest.raises(InputError, match="diverged"):
         predict(trained.model, IMAGES)
 
@@ -187,20 +188,42 @@ def test_a_network_can_start_from_a_head_trained_on_the_bank():
     assert np.allclose(p, heads.predict(alone.model, features, PARTS.test.rows), atol=0.02)
 
 
-def test_folds_leave_out_each_patch_once_and_keep_together_what_belongs_together():
-    made = []
+def test_outlines_and_ratings_are_learned_where_the_recipe_asks_for_them():
+    masks = np.broadcast_to(DISC, IMAGES.shape)
+    table = PATCHES.table.assign(margin=np.where(Y, 5.0, 1.0))
+    parts = split.divide(replace(PATCHES, masks=masks, table=table), SIDES)
+    found = []
+    for outline, ratings in ((0.0, 0.0), (4.0, 0.5)):
+        network = small.seeded(small.NoduleNet, 0)
+        recipe = Recipe(lr=3e-3, outline=outline, ratings=ratings, bfloat16=False)
+        finetune.train(network, parts, recipe, epochs=40, name="t")
+        attention, _ = maps.attention(network, IMAGES[:4, None])
+        found.append(np.corrcoef(maps.overlay(attention, 64).ravel(), masks[:4].ravel())[0, 1])
+    assert found[1] > 0.8 > found[0]
+
+
+def test_an_auxiliary_loss_does_not_count_as_divergence():
+    recipe = Recipe(lr=1e-3, outline=4.0, ratings=0.5)
+    assert math.isclose(Recipe(lr=1).limit, 4 * math.log(2)) and recipe.limit == pytest.approx(
+        4 * (5 * math.log(2) + 0.5)
+    )
+    trained = run(small.seeded(small.NoduleNet, 0), recipe, steps=3)
+    assert trained.stopped == "" and len(trained.history) == 3
+
+
+def test_each_patch_is_predicted_by_a_network_that_has_not_seen_its_fold():
+    made, fold = [], split.folds(Y, PATCHES.units, 3, seed=1)
 
     def make(parts):
         made.append((tiny(), parts))
         return made[-1][0]
 
-    p, fold = finetune.cross_validate(make, PATCHES, PATCHES.units, Recipe(lr=1e-2), folds=3, epochs=3, seed=1)
-    assert p.shape == (N, 8) and set(fold) == {0, 1, 2} and len(made) == 3
-    assert all(len(set(fold[PATCHES.units == unit])) == 1 for unit in set(PATCHES.units))
+    options = {"epochs": 3, "name": "t", "seed": 1}
+    p = finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options)
+    assert p.shape == (N, 8) and len(made) == 3
     for k, (network, parts) in enumerate(made):
         left_out = np.flatnonzero(fold == k)
         assert np.array_equal(np.sort(parts.valid.rows), left_out) and len(parts.test) == 0
         assert np.array_equal(np.sort(np.concatenate([parts.train.rows, parts.valid.rows])), np.arange(N))
         assert np.array_equal(p[left_out], predict(Mixed(network), IMAGES[left_out])), "by the network of its fold"
-    again, _ = finetune.cross_validate(make, PATCHES, PATCHES.units, Recipe(lr=1e-2), folds=3, epochs=3, seed=1)
-    assert np.array_equal(p, again)
+    assert np.array_equal(p, finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nodules.data import split
-from nodules.networks import bank, bodies, heads, maps
+from nodules.networks import bank, bodies, heads, maps, small
 from nodules.networks.bodies import Spec
 from nodules.networks.device import device
 from nodules.networks.network import Network, tensor
@@ -101,7 +101,8 @@ def test_two_networks_share_a_frozen_body_and_a_head_can_be_forgotten():
     state = torch.get_rng_state()
     first, again, other = (maps.forgotten(network, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.body is body and first.pool == "all" and not first.training
+    assert all(map(torch.equal, first.body.state_dict().values(), body.state_dict().values()))
+    assert first.pool == "all" and not first.training
     weights = [whole.head[-1].weight for whole in (network, first, other)]
     assert torch.equal(first.head[-1].weight, again.head[-1].weight)
     assert not any(torch.equal(weights[i], weights[k]) for i, k in ((0, 1), (0, 2), (1, 2)))
@@ -112,3 +113,27 @@ def test_two_networks_share_a_frozen_body_and_a_head_can_be_forgotten():
 def test_an_overlay_lies_between_0_and_1(evidence):
     grown = maps.overlay(evidence, 64)
     assert grown.shape == (2, 64, 64) and grown.min() >= 0 and grown.max() <= 1
+
+
+# The network for nodules
+
+
+def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
+    network = small.seeded(lambda: small.NoduleNet(3), 0)
+    images = rng.normal(size=(5, 3, 64, 64))
+    attention, evidence = maps.attention(network, images)
+    assert attention.shape == evidence.shape == (5, 16, 16)
+    assert (attention[:, :2] == 0).all() and (attention[:, :, 14:] == 0).all() and (attention[:, 2:14, 2:14] > 0).all()
+    again = maps.attention(network, images[:2])[1]
+    assert np.allclose(evidence[:2], again, atol=1e-5) and (evidence < 0).any() and (evidence > 0).any()
+
+
+def test_a_forgotten_head_changes_the_evidence_but_not_the_attention():
+    network = small.seeded(small.NoduleNet, 0)
+    before = network.head.weight.detach().clone()
+    images = rng.normal(size=(2, 1, 64, 64))
+    other = maps.forgotten(network, 1)
+    assert torch.equal(network.head.weight, before) and not torch.equal(other.head.weight, before)
+    assert np.array_equal(maps.attention(network, images)[0], maps.attention(other, images)[0])
+    assert not np.allclose(maps.attention(network, images)[1], maps.attention(other, images)[1])
+    assert torch.equal(other.head.weight, maps.forgotten(network, 1).head.weight)

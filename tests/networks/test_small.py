@@ -1,10 +1,18 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from nodules.networks import small
 
-NETWORKS = {"plain": small.Plain, "squeezenet": small.squeezenet, "capsules": small.CapsuleNet}
+NETWORKS = {
+    "plain": small.Plain,
+    "squeezenet": small.squeezenet,
+    "capsules": small.CapsuleNet,
+    "nodules": small.NoduleNet,
+}
 
 
 @pytest.fixture(params=NETWORKS)
@@ -14,9 +22,10 @@ def network(request):
 
 
 def test_a_network_gives_two_logits_and_every_parameter_learns(network):
-    logits = network(torch.randn(4, 1, 64, 64) * 300 - 600)
+    out = network(torch.randn(4, 1, 64, 64) * 300 - 600)
+    logits, *further = [out] if isinstance(out, torch.Tensor) else out
     assert logits.shape == (4, 2)
-    (logits * torch.tensor([1.0, -1.0])).sum().backward()
+    ((logits * torch.tensor([1.0, -1.0])).sum() + sum(estimate.sum() for estimate in further)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
@@ -63,3 +72,57 @@ def test_margin_loss_is_equation_4():
 def test_first_weights_follow_from_the_seed():
     first, again, other = (small.seeded(small.Plain, seed).head[1].weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# The network for nodules
+
+
+@pytest.fixture
+def nodules():
+    return small.seeded(partial(small.NoduleNet, 3), 0).eval()
+
+
+def test_the_network_for_nodules_gives_outlines_and_ratings_in_training_only(nodules):
+    images = torch.randn(5, 3, 64, 64)
+    assert nodules(images).shape == (5, 2)
+    assert [tuple(out.shape) for out in nodules.train()(images)] == [(5, 2), (5, 1, 12, 12), (5, 8)]
+
+
+def test_it_sees_the_middle_of_the_patch_alone(nodules):
+    images = torch.randn(2, 3, 64, 64)
+    framed = torch.nn.functional.pad(small.middle(images), [8] * 4, value=7.0)
+    assert torch.equal(nodules(images), nodules(framed)) and small.middle(images).shape[2:] == (48, 48)
+
+
+def test_the_evidence_is_what_features_under_attention_add_to_the_logit(nodules):
+    images = torch.randn(3, 3, 64, 64)
+    attention, evidence = nodules.attended(images)
+    assert attention.shape == evidence.shape == (3, 12, 12) and ((attention > 0) & (attention < 1)).all()
+    logit = nodules(images).diff(dim=1)[:, 0]
+    with torch.no_grad():
+        nodules.head.weight[:, 256:384] = 0  # of the features averaged inside
+    assert torch.allclose(evidence.sum((1, 2)), logit - nodules(images).diff(dim=1)[:, 0], atol=1e-5)
+
+
+def test_losses_of_outline_and_ratings_count_what_is_known():
+    outline, ratings = torch.zeros(2, 1, 12, 12), torch.zeros(2, 8)
+    true_outline, true_ratings = torch.zeros(2, 1, 64, 64), torch.full((2, 8), torch.nan)
+    true_ratings[0, :2] = torch.tensor([1.0, 3.0])
+    first, second = small.further_losses(outline, ratings, true_outline, true_ratings)
+    assert math.isclose(first, math.log(2), rel_tol=1e-6) and second == 5
+    true_outline[1] = torch.nan
+    assert math.isclose(
+        small.further_losses(outline, ratings, true_outline, true_ratings)[0], math.log(2), rel_tol=1e-6
+    )
+    unknown = small.further_losses(outline, ratings, true_outline * torch.nan, true_ratings * torch.nan)
+    assert unknown == [0, 0]
+
+
+def test_the_outline_is_compared_with_the_middle_of_the_true_one():
+    inside = torch.zeros(1, 1, 64, 64)
+    inside[..., 8:12, 8:12] = 1  # the first cell
+    right = torch.full((1, 1, 12, 12), -9.0)
+    right[..., 0, 0] = 9.0
+    ratings = torch.zeros(1, 8)
+    assert small.further_losses(right, ratings, inside, ratings)[0] < 0.001
+    assert small.further_losses(-right, ratings, inside, ratings)[0] > 8

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from nodules.data import lidc, transforms
+from nodules.data import lidc
 from nodules.data.patches import Patches
 from nodules.errors import SEEDS, InputError, within
 
@@ -85,17 +85,6 @@ def whole(patches: Patches) -> Part:
     """All patches as one part."""
     y = patches.table["malignant"].to_numpy()
     return Part(patches.images, y, np.arange(len(y)), patches.table, patches.units, patches.masks)
-
-
-def resampled(part: Part, spacing_mm: float) -> Part:
-    """All patches with pixels of one width, so that size in pixels is physical size; as they are if it is unknown."""
-    if "pixel_spacing_mm" not in part.table:
-        return part
-    images, masks = (
-        None if pixels is None else transforms.rescale(pixels, part.table["pixel_spacing_mm"], spacing_mm)
-        for pixels in (part.source, part.masks)
-    )
-    return replace(part, source=images, masks=masks)
 
 
 def stacked(part: Part) -> Part:

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 LUNG_WINDOW = (-1000.0, 400.0)  # HU, air to bone: the range in which LUNA16 patches are usually displayed
 BYTE_WINDOW = (0.0, 255.0)
-CHUNK = 1024  # images at a time
 GAIN, OFFSET = 0.15, 0.1  # intensity jitter: largest change of contrast, and of brightness as a share of the window
 NOISE = 0.06  # largest standard deviation, as a share of the window
 BLUR = 1.5  # largest standard deviation, pixels
@@ -124,22 +123,3 @@ def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     for symmetry in range(8):
         seen[which == symmetry] = dihedral(images[which == symmetry], symmetry)
     return seen
-
-
-def rescale(images: np.ndarray, spacing_mm: np.ndarray, to_mm: float) -> np.ndarray:
-    """Zoom each image about its centre to one pixel spacing, so that size in pixels is physical size.
-
-    Args:
-        images: (N, H, W), H = W, integers.
-        spacing_mm: pixel spacing of each image, (N,).
-        to_mm: pixel spacing of the result.
-
-    Returns:
-        Same shape and type; bilinear, with a mirrored border.
-    """
-    factor = torch.from_numpy(np.asarray(spacing_mm, dtype=np.float32) / to_mm)
-    out = np.empty_like(images)
-    for start in range(0, len(images), CHUNK):
-        part = torch.from_numpy(images[start : start + CHUNK].astype(np.float32))[:, None]
-        out[start : start + CHUNK] = zoom(part, factor[start : start + CHUNK])[:, 0].round().numpy()
-    return out

@@ -10,7 +10,7 @@ from nodules.networks.maps import overlay
 from nodules.networks.network import predict
 
 BLOB = 8  # pixels, standard deviation of the centred blob
-SHARES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1])  # of the pixels that are erased or shown
+SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])  # of the pixels that are erased or shown
 
 
 def pointing(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:

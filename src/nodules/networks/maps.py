@@ -7,7 +7,7 @@ import copy
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam, LayerGradientXActivation
+from captum.attr import LayerGradCam
 from fastai.torch_core import no_random
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -20,7 +20,7 @@ from nodules.networks import bank, bodies, heads
 from nodules.networks.bank import Bank
 from nodules.networks.device import device
 from nodules.networks.network import Network, tensor
-from nodules.networks.small import MARGIN, NoduleNet
+from nodules.networks.small import GRID, MARGIN, NoduleNet
 
 MAP_BATCH = 64  # patches per forward and backward pass
 
@@ -114,48 +114,33 @@ def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
     Returns:
         (N, side, side), non-negative, the side of that stage's map.
     """
-    return _positive(LayerGradCam, network, images, stage)
+    method = LayerGradCam(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
+    out = []
+    for start in range(0, len(images), MAP_BATCH):
+        batch = tensor(images[start : start + MAP_BATCH])
+        out.append(method.attribute(batch, relu_attributions=True)[:, 0].detach().float().cpu())
+    return torch.cat(out).numpy()
 
 
-def hires_cam(network: NoduleNet, images: np.ndarray) -> np.ndarray:
-    """HiResCAM (Draelos & Carin 2020, arXiv 2011.08891) of the network's only stage.
+@torch.inference_mode()
+def attention(network: NoduleNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the network looks, and the evidence for malignant that it finds there.
 
-    Grad-CAM weights each feature by its mean gradient, the same everywhere. Here each cell has its own gradient, so
-    attention counts: a cell to which the network does not attend is no evidence.
+    Attention as an explanation, as in Ilse, Tomczak & Welling 2018 (arXiv 1802.04712). The evidence of all cells
+    together is exactly what the features averaged under attention add to the logit.
 
     Args:
         network: for nodules.
         images: (N, slices, 64, 64), pixel values.
 
     Returns:
-        (N, 16, 16), non-negative; 0 in the margin, which the network does not see.
+        Attention, 0 to 1, and evidence, of either sign, (N, 16, 16) each; 0 in the margin that the network cuts off.
     """
-    return _framed(_positive(LayerGradientXActivation, network, images, 0))
-
-
-@torch.inference_mode()
-def outline(network: NoduleNet, images: np.ndarray) -> np.ndarray:
-    """The share of each cell that the network takes to lie inside the nodule; shapes as for :func:`hires_cam`."""
-    shares = [
-        network.inside(tensor(batch)).float().cpu() for batch in np.array_split(images, -(-len(images) // MAP_BATCH))
-    ]
-    return _framed(torch.cat(shares)[:, 0].numpy())
-
-
-def _framed(maps: np.ndarray) -> np.ndarray:
-    """With the margin that the network does not see, as zeros."""
-    cells = MARGIN * maps.shape[1] // (SIDE - 2 * MARGIN)
-    return np.pad(maps, ((0, 0), (cells, cells), (cells, cells)))
-
-
-def _positive(method: type, network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
-    """Captum's attribution of the evidence for malignant to a stage, summed over features, negative values set to 0."""
-    attributed = method(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
-    out = []
-    for start in range(0, len(images), MAP_BATCH):
-        batch = tensor(images[start : start + MAP_BATCH])
-        out.append(attributed.attribute(batch).sum(1).clamp(min=0).detach().float().cpu())
-    return torch.cat(out).numpy()
+    batches = np.array_split(images, -(-len(images) // MAP_BATCH))
+    both = [network.eval().attended(tensor(batch)) for batch in batches]
+    cells = MARGIN * GRID // (SIDE - 2 * MARGIN)
+    frame = (0, 0), (cells, cells), (cells, cells)
+    return tuple(np.pad(torch.cat(maps).cpu().numpy(), frame) for maps in zip(*both, strict=True))
 
 
 def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:

@@ -16,6 +16,7 @@ from nodules.data import lidc
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
+GRID = 12  # cells
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -63,12 +64,10 @@ def middle(images: Tensor) -> Tensor:
 class NoduleNet(nn.Module):
     """A small network for nodules: it estimates the outline, and weighs what lies inside.
 
-    The same blocks as :class:`Plain`, but only two of them pooled, on the middle of the patch: a grid of 12 x 12.
+    The same blocks as :class:`Plain`, but only two of them pooled, on the middle of the patch: ``GRID`` cells a side.
     One more convolution estimates how much of each cell lies inside the nodule. These shares are the attention with
     which features are averaged; their sum is the nodule's size. In training the network also rates the nodule as
     radiologists do: what it must know for that helps with malignancy (multi-task learning, Caruana 1997).
-
-    ``taps`` holds an identity after the last block, where activation maps are read.
 
     Args:
         slices: the channels of an image: 1, or 3 with the slices below and above.
@@ -77,26 +76,33 @@ class NoduleNet(nn.Module):
     def __init__(self, slices: int = 1) -> None:
         super().__init__()
         self.body, self.outline = blocks(slices, 2), nn.Conv2d(WIDTHS[-1], 1, 1)
-        self.taps = nn.ModuleList([nn.Identity()])
         self.dropout = nn.Dropout(0.3)
         self.head, self.ratings = (nn.Linear(3 * WIDTHS[-1] + 1, n) for n in (2, len(lidc.ATTRIBUTES)))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits (N, 2) from (N, slices, 64, 64); in training also outlines (N, 1, 12, 12) and ratings (N, 8)."""
-        maps = self.taps[0](self.body(middle(images)))
+        maps = self.body(middle(images))
         outline = self.outline(maps)
         features = self.dropout(self.pooled(maps, outline.sigmoid()))
         logits = self.head(features)
         return (logits, outline, self.ratings(features)) if self.training else logits
 
-    def inside(self, images: Tensor) -> Tensor:
-        """Share of each cell that lies inside the nodule, as estimated, (N, 1, 12, 12)."""
-        return self.outline(self.body(middle(images))).sigmoid()
+    def attended(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention to each cell, and what its features add to the logit of malignant against benign: (N, 12, 12)."""
+        maps = self.body(middle(images))
+        inside = self.outline(maps).sigmoid()
+        weights = self.head.weight.diff(dim=0)[0].split(WIDTHS[-1])[2]  # of the features averaged inside
+        return inside[:, 0], torch.einsum("nchw,c->nhw", maps * inside, weights) / self.size(inside)[:, :, None]
 
     def pooled(self, maps: Tensor, inside: Tensor) -> Tensor:
         """Mean, maximum, mean inside, and the logarithm of the size: (N, 385)."""
-        size = inside.sum((2, 3)) + 0.1
+        size = self.size(inside)
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), (maps * inside).sum((2, 3)) / size, size.log()], 1)
+
+    @staticmethod
+    def size(inside: Tensor) -> Tensor:
+        """Number of cells inside, (N, 1), never 0."""
+        return inside.sum((2, 3)) + 0.1
 
 
 def further_losses(outline: Tensor, ratings: Tensor, true_outline: Tensor, true_ratings: Tensor) -> list[Tensor]:

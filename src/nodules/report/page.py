@@ -155,7 +155,7 @@ def _gather(folders: list[Path]) -> dict[str, Any]:
 
 
 def _comparison(content: dict[str, Any]) -> dict[str, Any]:
-    """What ``discussion.md`` names: the rows of this run beside those of others (``cited.csv``), and what was tried."""
+    """What ``discussion.md`` names: this run's rows beside those of others (``cited.csv``), and what was measured."""
     rows = cards.rows_of(content, course.DATA, course.TRAINING, course.WHOLE)
     ours = cards.result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
@@ -166,7 +166,7 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
     low, high = text.wilson(cited["accuracy"][0], cited["patches"][0])
     return {
         "compared": pd.concat([ours, theirs])[columns].fillna("not stated"),
-        "tried": pd.read_csv(text.TEMPLATES / "tried.csv"),
+        "measured": pd.read_csv(text.TEMPLATES / "measured.csv"),
         "low": low,
         "high": high,
         "majority": KAGGLE_COUNTS["benign"] / KAGGLE_COUNTS["patches"],
