@@ -26,9 +26,12 @@ SMALL = {
     "whole_epochs": 1,
     "scratch_epochs": 1,
     "folds": 2,
+    "members": 2,
+    "ingredients": True,
     "fold_epochs": 1,
     "cases": 6,
     "pointed": 12,
+    "erased": 6,
     "map_epochs": 2,
     "repeats": 2,
     "slices": [1, 3],
@@ -40,11 +43,11 @@ PIXELS, MM, WHOLE = (f"the baseline {name}" for name in baselines.RULERS)
 MAPS, CURVES = "whether the maps find the nodule", "the curves of the rulers"
 MASKS, DIAMETERS = {MAPS, PIXELS, MM}, {"the diameters", WHOLE}
 RATINGS, VOTES = "the baseline eight ratings and diameter", "one radiologist against the others"
-PATIENTS, NODULES = "patients by split", "one opinion a nodule"
+PATIENTS, NODULES, STEP = "patients by split", "one opinion a nodule", "the step towards 3D"
 TWINS, SCANNERS = "near-duplicates side by side", "other scanners"
 CHANCE = {TWINS, "leakage between clusters", "leakage between patients"}  # blobs are alike
 ALWAYS = {SCANNERS, RATINGS}  # real patches can't be scanned again, and none of these sets has the eight ratings
-NOTHING = {*MASKS, *DIAMETERS, CURVES, VOTES, PATIENTS, NODULES}
+NOTHING = {*MASKS, *DIAMETERS, CURVES, VOTES, PATIENTS, NODULES, STEP}
 
 
 def made(patients=40, of_each=3, malignant=None, seed=0):
@@ -101,10 +104,10 @@ SETS = {  # name: (what is in the file, what a run says that it leaves out besid
     "everything": (made, set()),
     "no masks": (lambda: without("masks"), MASKS),
     "no patients": (lambda: without("patient"), {PATIENTS}),
-    "no nodules": (lambda: without("nodule"), {NODULES}),
+    "no nodules": (lambda: without("nodule"), {NODULES, STEP}),
     "no diameters": (lambda: without("diameter_mm"), DIAMETERS),
     "no ratings": (lambda: without("ratings"), {VOTES}),
-    "no slice index": (lambda: without("slice_index"), set()),
+    "no slice index": (lambda: without("slice_index"), {STEP}),
     "no spacing": (lambda: without("pixel_spacing_mm"), {MM}),
     "one radiologist": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
     "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - DIAMETERS - {CURVES}),

@@ -29,7 +29,7 @@ DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION = LESSONS
     Lesson("02_architectures", "Architectures", "Which pretrained network works best?"),
     Lesson("03_learning_rate", "Learning rate", "How fast should the network learn?"),
     Lesson("04_training", "Training", "How far do augmentation, cosine annealing and TTA get us?"),
-    Lesson("05_whole_network", "Whole network", "Can the whole network be trained, and why did it explode?"),
+    Lesson("05_whole_network", "Whole network", "Can the whole network be trained, and does it beat a ruler?"),
     Lesson("06_interpretation", "Interpretation", "What does the network look at, and where does it fail?"),
     Lesson("07_evaluation", "Evaluation", "How far can the results be trusted?"),
 )

@@ -212,9 +212,8 @@ def test_a_stack_holds_the_slices_below_and_above_of_the_same_nodule():
     assert (alone.images == images[:, None]).all(), "unknown slices: the patch itself"
 
 
-def test_what_is_unknown_of_a_part_is_nan():
+def test_unknown_outlines_are_nan():
     part = split.Part(np.zeros((3, 4, 4)), np.zeros(3), np.arange(3), pd.DataFrame({"id": range(3)}), np.arange(3))
     assert np.isnan(part.outlines).all() and part.outlines.shape == (3, 4, 4)
-    assert np.isnan(part.ratings).all() and part.ratings.shape == (3, 8)
-    rated = replace(part, table=part.table.assign(margin=[1, 3, 5]))
-    assert np.nanmax(rated.ratings, axis=1).tolist() == [-1, 0, 1]
+    known = replace(part, masks=np.arange(48).reshape(3, 4, 4) % 2 == 0).take(np.array([2, 0]))
+    assert known.outlines.shape == (2, 4, 4) and set(np.unique(known.outlines)) == {0, 1}

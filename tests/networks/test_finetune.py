@@ -188,14 +188,13 @@ def test_a_network_can_start_from_a_head_trained_on_the_bank():
     assert np.allclose(p, heads.predict(alone.model, features, PARTS.test.rows), atol=0.02)
 
 
-def test_outlines_and_ratings_are_learned_where_the_recipe_asks_for_them():
+def test_the_outline_is_learned_where_the_recipe_asks_for_it():
     masks = np.broadcast_to(DISC, IMAGES.shape)
-    table = PATCHES.table.assign(margin=np.where(Y, 5.0, 1.0))
-    parts = split.divide(replace(PATCHES, masks=masks, table=table), SIDES)
+    parts = split.divide(replace(PATCHES, masks=masks), SIDES)
     found = []
-    for outline, ratings in ((0.0, 0.0), (4.0, 0.5)):
+    for outline in (0.0, 4.0):
         network = small.seeded(small.NoduleNet, 0)
-        recipe = Recipe(lr=3e-3, outline=outline, ratings=ratings, bfloat16=False)
+        recipe = Recipe(lr=3e-3, outline=outline, bfloat16=False)
         finetune.train(network, parts, recipe, epochs=40, name="t")
         attention, _ = maps.attention(network, IMAGES[:4, None])
         found.append(np.corrcoef(maps.overlay(attention, 64).ravel(), masks[:4].ravel())[0, 1])
@@ -203,7 +202,7 @@ def test_outlines_and_ratings_are_learned_where_the_recipe_asks_for_them():
 
 
 def test_an_auxiliary_loss_does_not_count_as_divergence():
-    recipe = Recipe(lr=1e-3, outline=4.0, ratings=0.5)
+    recipe = Recipe(lr=1e-3, outline=4.0)
     assert math.isclose(Recipe(lr=1).limit, 4 * math.log(2)) and recipe.limit == pytest.approx(
         4 * (5 * math.log(2) + 0.5)
     )

@@ -82,10 +82,10 @@ def nodules():
     return small.seeded(partial(small.NoduleNet, 3), 0).eval()
 
 
-def test_the_network_for_nodules_gives_outlines_and_ratings_in_training_only(nodules):
+def test_the_network_for_nodules_gives_an_outline_in_training_only(nodules):
     images = torch.randn(5, 3, 64, 64)
     assert nodules(images).shape == (5, 2)
-    assert [tuple(out.shape) for out in nodules.train()(images)] == [(5, 2), (5, 1, 12, 12), (5, 8)]
+    assert [tuple(out.shape) for out in nodules.train()(images)] == [(5, 2), (5, 1, 12, 12)]
 
 
 def test_it_sees_the_middle_of_the_patch_alone(nodules):
@@ -104,18 +104,12 @@ def test_the_evidence_is_what_features_under_attention_add_to_the_logit(nodules)
     assert torch.allclose(evidence.sum((1, 2)), logit - nodules(images).diff(dim=1)[:, 0], atol=1e-5)
 
 
-def test_losses_of_outline_and_ratings_count_what_is_known():
-    outline, ratings = torch.zeros(2, 1, 12, 12), torch.zeros(2, 8)
-    true_outline, true_ratings = torch.zeros(2, 1, 64, 64), torch.full((2, 8), torch.nan)
-    true_ratings[0, :2] = torch.tensor([1.0, 3.0])
-    first, second = small.further_losses(outline, ratings, true_outline, true_ratings)
-    assert math.isclose(first, math.log(2), rel_tol=1e-6) and second == 5
-    true_outline[1] = torch.nan
-    assert math.isclose(
-        small.further_losses(outline, ratings, true_outline, true_ratings)[0], math.log(2), rel_tol=1e-6
-    )
-    unknown = small.further_losses(outline, ratings, true_outline * torch.nan, true_ratings * torch.nan)
-    assert unknown == [0, 0]
+def test_the_loss_of_the_outline_counts_what_is_known():
+    outline, inside = torch.zeros(2, 1, 12, 12), torch.zeros(2, 1, 64, 64)
+    assert math.isclose(small.outline_loss(outline, inside), math.log(2), rel_tol=1e-6)
+    inside[1], outline[1] = torch.nan, 5.0
+    assert math.isclose(small.outline_loss(outline, inside), math.log(2), rel_tol=1e-6)
+    assert small.outline_loss(outline, inside * torch.nan) == 0
 
 
 def test_the_outline_is_compared_with_the_middle_of_the_true_one():
@@ -123,6 +117,4 @@ def test_the_outline_is_compared_with_the_middle_of_the_true_one():
     inside[..., 8:12, 8:12] = 1  # the first cell
     right = torch.full((1, 1, 12, 12), -9.0)
     right[..., 0, 0] = 9.0
-    ratings = torch.zeros(1, 8)
-    assert small.further_losses(right, ratings, inside, ratings)[0] < 0.001
-    assert small.further_losses(-right, ratings, inside, ratings)[0] > 8
+    assert small.outline_loss(right, inside) < 0.001 and small.outline_loss(-right, inside) > 8

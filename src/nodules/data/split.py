@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from nodules.data import lidc
 from nodules.data.patches import Patches
 from nodules.errors import SEEDS, InputError, within
 
@@ -46,11 +45,6 @@ class Part:
         if self.masks is None:
             return np.full((len(self), *self.source.shape[1:]), np.nan, dtype=np.float32)
         return self.masks[self.rows].astype(np.float32)
-
-    @property
-    def ratings(self) -> np.ndarray:
-        """Median of the radiologists' ratings, scaled from 1..5 to -1..1, (N, 8) float32; NaN where unknown."""
-        return ((self.table.reindex(columns=lidc.ATTRIBUTES) - 3) / 2).to_numpy(dtype=np.float32)
 
     @property
     def nodules(self) -> np.ndarray:

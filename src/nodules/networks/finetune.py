@@ -49,13 +49,12 @@ class Recipe:
     smoothing: float = 0.0  # of labels
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits and soft labels, (N, 2) each
     outline: float = 0.0  # weight of the loss of the outline, for a network that estimates it
-    ratings: float = 0.0  # weight of the loss of the radiologists' ratings, likewise
     bfloat16: bool = True  # where the hardware supports it
 
     @property
     def limit(self) -> float:
-        """Training loss that counts as divergence; ratings, from -1 to 1, differ from a guess by less than 1."""
-        return LIMIT * (math.log(2) * (1 + self.outline) + self.ratings)
+        """Training loss that counts as divergence."""
+        return LIMIT * math.log(2) * (1 + self.outline)
 
     def rate(self, groups: int) -> Callable[[float], np.ndarray]:
         """Learning rate of each layer group as a function of training progress, 0 to 1."""
@@ -72,7 +71,7 @@ class Recipe:
 # The best of those tried on real patches
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
 SCRATCH = Recipe(lr=3e-3, batch=64, warmup=0.25, smoothing=0.1)
-NODULE = replace(SCRATCH, outline=4.0, ratings=0.5)
+NODULE = replace(SCRATCH, outline=4.0)
 
 
 def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -85,8 +84,7 @@ def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class ImageLoader(DataLoader):
     """Batches of images (B, C, 64, 64) and their labels.
 
-    With a ``seed`` they are sampled by nodule and augmented, and come with outlines (B, 1, 64, 64) and ratings (B, 8),
-    NaN where unknown.
+    With a ``seed`` they are sampled by nodule and augmented, and come with outlines (B, 1, 64, 64), NaN where unknown.
     """
 
     def __init__(self, part: Part, batch: int, batches: int, seed: int | None = None) -> None:
@@ -109,7 +107,7 @@ class ImageLoader(DataLoader):
                 yield images, self.y[chunk]
             else:
                 seen = transforms.augment(torch.cat([images, tensor(part.outlines)], 1), self.draws)
-                yield seen[:, :-1], self.y[chunk], seen[:, -1:], torch.tensor(part.ratings)
+                yield seen[:, :-1], self.y[chunk], seen[:, -1:]
 
 
 class FrozenStatistics(Callback):
@@ -158,8 +156,8 @@ def train(
     """Train all layers of ``network``, in place.
 
     Args:
-        network: maps pixel values (N, C, 64, 64) to logits (N, 2), and in training perhaps also to outlines and
-            ratings; may have a method ``groups`` that returns its layer groups.
+        network: maps pixel values (N, C, 64, 64) to logits (N, 2), and in training perhaps also to an outline; may have
+            a method ``groups`` that returns its layer groups.
         parts: patches to train and validate on.
         recipe: how to train.
         epochs: passes over the training nodules.
@@ -178,13 +176,13 @@ def train(
     groups = getattr(network, "groups", lambda: [list(network.parameters())])()
     model = Mixed(network, recipe.bfloat16)
 
-    def loss(out: Tensor | tuple[Tensor, ...], target: Tensor, *known: Tensor) -> Tensor:
-        logits, *estimated = [out] if isinstance(out, Tensor) else out
+    def loss(out: Tensor | tuple[Tensor, Tensor], target: Tensor, inside: Tensor | None = None) -> Tensor:
+        logits, outline = (out, None) if isinstance(out, Tensor) else out
         shares = F.one_hot(target, 2).float()
         if model.training:
             shares = shares * (1 - recipe.smoothing) + recipe.smoothing / 2
-        outline, ratings = small.further_losses(*estimated, *known) if estimated else (0.0, 0.0)
-        return recipe.loss(logits, shares) + recipe.outline * outline + recipe.ratings * ratings
+        further = 0 if outline is None else recipe.outline * small.outline_loss(outline, inside)
+        return recipe.loss(logits, shares) + further
 
     watch = Watch(name, checks * batches, recipe.limit)
     callbacks = [watch, ParamScheduler({"lr": recipe.rate(len(groups))})]

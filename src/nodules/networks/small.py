@@ -1,6 +1,7 @@
-"""Networks trained from scratch on one grey channel: the data set author's two, and a plain control.
+"""Networks trained from scratch: one for nodules, a plain control, and the data set author's two.
 
-They take pixel values (N, 1, 64, 64), standardise each patch, and return two logits.
+They take pixel values (N, 1, 64, 64), standardise each patch, and return two logits. The network for nodules can also
+take neighbouring slices as channels.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,6 @@ from fastai.torch_core import no_random
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
-
-from nodules.data import lidc
 
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
@@ -66,8 +65,8 @@ class NoduleNet(nn.Module):
 
     The same blocks as :class:`Plain`, but only two of them pooled, on the middle of the patch: ``GRID`` cells a side.
     One more convolution estimates how much of each cell lies inside the nodule. These shares are the attention with
-    which features are averaged; their sum is the nodule's size. In training the network also rates the nodule as
-    radiologists do: what it must know for that helps with malignancy (multi-task learning, Caruana 1997).
+    which features are averaged; their sum is the nodule's size. In training the outline is a further target: what the
+    network must know for it helps with malignancy (multi-task learning, Caruana 1997).
 
     Args:
         slices: the channels of an image: 1, or 3 with the slices below and above.
@@ -76,16 +75,14 @@ class NoduleNet(nn.Module):
     def __init__(self, slices: int = 1) -> None:
         super().__init__()
         self.body, self.outline = blocks(slices, 2), nn.Conv2d(WIDTHS[-1], 1, 1)
-        self.dropout = nn.Dropout(0.3)
-        self.head, self.ratings = (nn.Linear(3 * WIDTHS[-1] + 1, n) for n in (2, len(lidc.ATTRIBUTES)))
+        self.dropout, self.head = nn.Dropout(0.3), nn.Linear(3 * WIDTHS[-1] + 1, 2)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, 2) from (N, slices, 64, 64); in training also outlines (N, 1, 12, 12) and ratings (N, 8)."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (N, 2) from (N, slices, 64, 64); in training also the logits of the outline, (N, 1, 12, 12)."""
         maps = self.body(middle(images))
         outline = self.outline(maps)
-        features = self.dropout(self.pooled(maps, outline.sigmoid()))
-        logits = self.head(features)
-        return (logits, outline, self.ratings(features)) if self.training else logits
+        logits = self.head(self.dropout(self.pooled(maps, outline.sigmoid())))
+        return (logits, outline) if self.training else logits
 
     def attended(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Attention to each cell, and what its features add to the logit of malignant against benign: (N, 12, 12)."""
@@ -105,22 +102,18 @@ class NoduleNet(nn.Module):
         return inside.sum((2, 3)) + 0.1
 
 
-def further_losses(outline: Tensor, ratings: Tensor, true_outline: Tensor, true_ratings: Tensor) -> list[Tensor]:
-    """Cross-entropy of the outline and squared error of the ratings that :class:`NoduleNet` gives, where known.
+def outline_loss(outline: Tensor, inside: Tensor) -> Tensor:
+    """Cross-entropy of the outline that :class:`NoduleNet` estimates, over the patches where it is known.
 
     Args:
         outline: logits, (N, 1, 12, 12).
-        ratings: (N, 8).
-        true_outline: share of each pixel that lies inside, (N, 1, 64, 64), NaN where unknown.
-        true_ratings: (N, 8), NaN where unknown.
+        inside: 1 for each pixel inside the nodule, 0 outside, NaN where unknown, (N, 1, 64, 64).
     """
-    shares = F.adaptive_avg_pool2d(middle(true_outline), outline.shape[2:])
-    pairs = (F.binary_cross_entropy_with_logits, outline, shares), (F.mse_loss, ratings, true_ratings)
+    shares = F.adaptive_avg_pool2d(middle(inside), outline.shape[2:])
+    known = ~shares.isnan()
     # The sum over nothing is 0; the mean would be NaN
-    return [
-        loss(estimate[known := ~true.isnan()], true[known], reduction="sum") / known.sum().clamp(min=1)
-        for loss, estimate, true in pairs
-    ]
+    total = F.binary_cross_entropy_with_logits(outline[known], shares[known], reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 def squeezenet() -> nn.Module:
