@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from nodules.errors import InputError
 
@@ -494,6 +494,7 @@ def bands(
             dots = "o" if len(line) <= 8 else ""
             axis.plot(line["x"], line["value"], dots + style, color=colour, markersize=4, label=name)
         axis.set(title=panel, xlabel=xlabel, xscale="log" if log else "linear")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.label_outer()
     for axis, label in zip(axes[:, 0], ylabels, strict=True):
         axis.set_ylabel(label)
