@@ -183,10 +183,17 @@ def test_other_data_whose_path_ends_alike_is_not_taken_for_the_same(smoke):
 def test_one_table_holds_networks_and_baselines_of_one_split(smoke):
     rows = pd.DataFrame(json.loads((ROOT / "figures" / "smoke-phantom" / "results.json").read_text())["rows"])
     rows = rows[rows["notebook"] == "05_whole_network"].set_index("name")
-    tested = ["whole network, our recipe", "plain network", "SqueezeNet", "CapsuleNet", "oriented gradients"]
+    tested = [
+        "whole network, our recipe",
+        "nodule network",
+        "plain network",
+        "SqueezeNet",
+        "CapsuleNet",
+        "oriented gradients",
+    ]
     assert rows.loc[tested, "n"].nunique() == 1 and rows.loc[tested, "auc"].between(0, 1).all()
     folds = rows[rows["counted"] == "patches"]
-    assert len(folds) == 6 and folds.index.str.contains("2 folds").all() and (folds["n"] == 600).all()
+    assert len(folds) == 8 and folds.index.str.contains("2 folds").all() and (folds["n"] == 600).all()
     assert (rows.loc[rows["counted"] == "nodules", "n"] < 600).all()
 
 
@@ -197,6 +204,7 @@ def test_maps_are_measured_for_every_architecture_against_controls(smoke):
     for architecture in ("resnet34", "efficientnet_lite0"):
         maps = ["classic CAM", *(f"Grad-CAM stage {stage}" for stage in (1, 2, 3, 4))]
         assert {f"{architecture}, {name}" for name in maps} < names
+    assert {"nodule network, attention", "nodule network, evidence"} < names
 
 
 def test_headless_the_widget_leaves_a_picture(smoke):
