@@ -224,3 +224,13 @@ def test_each_patch_is_predicted_by_a_network_that_has_not_seen_its_fold():
         assert np.array_equal(np.sort(np.concatenate([parts.train.rows, parts.valid.rows])), np.arange(N))
         assert np.array_equal(p[left_out], predict(Mixed(network), IMAGES[left_out])), "by the network of its fold"
     assert np.array_equal(p, finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options))
+
+
+def test_first_weights_in_folds_follow_from_the_seed_alone():
+    fold, found = np.arange(N) // 4 % 2, []
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        options = {"epochs": 1, "name": "t", "seed": seed}
+        make = lambda _: small.Plain()  # noqa: E731
+        found.append(finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-3, bfloat16=False), **options))
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])

@@ -234,7 +234,7 @@ def cross_validate(
         recipe: how to train.
         epochs: passes over the training nodules of a fold.
         name: label of the progress bar.
-        seed: of the trainings.
+        seed: of the networks' first weights and the trainings.
 
     Returns:
         Probabilities (N, 8) as from :func:`nodules.networks.network.predict`.
@@ -243,6 +243,8 @@ def cross_validate(
     for k in np.unique(fold):
         rows, left_out, none = (np.flatnonzero(chosen) for chosen in (fold != k, fold == k, np.zeros(len(fold))))
         parts = Parts(part.take(rows), part.take(left_out), part.take(none))
-        trained = train(make(parts), parts, recipe, epochs=epochs, name=f"{name}, fold {k + 1}", checks=1, seed=seed)
+        with no_random(seed):
+            network = make(parts)
+        trained = train(network, parts, recipe, epochs=epochs, name=f"{name}, fold {k + 1}", checks=1, seed=seed)
         p[left_out] = predict(trained.model, parts.valid.images)
     return p
