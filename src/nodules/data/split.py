@@ -95,6 +95,30 @@ def stacked(part: Part) -> Part:
     return replace(part, around=np.stack([below, rows, above], 1))
 
 
+def joined(part: Part, other: Part) -> Part:
+    """All patches of two sources as one part, the second's after the first's.
+
+    Outlines are known if both sources know them, slices around if both parts have them. A nodule of the same name in
+    the other source is another picture, so it gets another name.
+    """
+    count, parts = len(part.source), (part, other)
+    tables = [
+        each.table.assign(nodule=f"{i} " + pd.Series(each.nodules).astype(str).array) for i, each in enumerate(parts)
+    ]
+    known = all(each.masks is not None for each in parts)
+    stacks = all(each.around is not None for each in parts)
+    rows = np.concatenate([part.rows, count + other.rows])
+    return Part(
+        source=np.concatenate([part.source, other.source]),
+        y=np.concatenate([part.y, other.y]),
+        rows=rows,
+        table=pd.concat(tables).set_axis(rows),
+        units=np.concatenate([part.units.astype(str), other.units.astype(str)]),
+        masks=np.concatenate([part.masks, other.masks]) if known else None,
+        around=np.concatenate([part.around, count + other.around]) if stacks else None,
+    )
+
+
 def divide(part: Part, sides: np.ndarray) -> Parts:
     """Divide a part by ``sides``, (N,): ``train``, ``valid`` or ``test`` for each patch."""
     return Parts(*(part.take(np.flatnonzero(sides == side)) for side in SPLITS))

@@ -42,7 +42,7 @@ def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, bins
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
     member = np.searchsorted(edges, p, side="right")[:, None] == np.arange(len(edges) + 1)
     member = member[:, member.any(axis=0)].astype(float)
-    table = metrics.shares(y[:, None] * member, member, units, seed)
+    table = metrics.rates(y[:, None] * member, member, units, seed)
     return table.assign(x=(p @ member) / member.sum(axis=0), patches=member.sum(axis=0).astype(int))
 
 
@@ -85,9 +85,9 @@ def operating_points(
         for wanted in RATES:
             line = threshold(*valid, rate, wanted)
             right = truth * np.column_stack([p >= line, p < line])
-            rates = metrics.shares(right, truth, units, seed)
+            table = metrics.rates(right, truth, units, seed)
             about = {"name": f"{rate} {wanted:.0%} on valid", "threshold": line, "part": ["sensitivity", "specificity"]}
-            rows.append(rates.assign(**about))
+            rows.append(table.assign(**about))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -132,7 +132,7 @@ def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> p
     hits = counted * np.column_stack([held, held, held, named == 1, named == 2, named == 0])
     names = ["truth in the set", "truth in the set, benign", "truth in the set, malignant"]
     names += ["one class named", "both named: no opinion", "none named: unlike any"]
-    return metrics.shares(hits, counted, units, seed).assign(name=names)
+    return metrics.rates(hits, counted, units, seed).assign(name=names)
 
 
 def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def abstention(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd
     sure = np.abs(p - 0.5)
     kept = (sure[:, None] >= np.quantile(sure, 1 - KEPT)).astype(float)
     right = ((p >= 0.5) == (y == 1))[:, None]
-    return metrics.shares(right * kept, kept, units, seed).assign(x=KEPT)
+    return metrics.rates(right * kept, kept, units, seed).assign(x=KEPT)
 
 
 def challenged(incumbent: str, gains: pd.DataFrame) -> str:

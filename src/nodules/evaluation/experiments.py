@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from scipy.optimize import curve_fit
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -269,6 +269,6 @@ def coverage(patients: int, slices: int, simulations: int, seed: int) -> pd.Data
                 hits.setdefault((name, part), []).append(held)
     rows = []
     for (name, part), held in hits.items():
-        ends = binomtest(sum(held), simulations).proportion_ci(method="wilson")
-        rows.append({"name": name, "part": part, "value": np.mean(held), "low": ends.low, "high": ends.high})
+        low, high = metrics.wilson(np.mean(held), simulations)
+        rows.append({"name": name, "part": part, "value": np.mean(held), "low": low, "high": high})
     return pd.DataFrame(rows)

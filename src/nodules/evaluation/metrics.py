@@ -1,10 +1,8 @@
 """Metrics with bootstrap intervals: every result of the course is scored here."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -12,7 +10,7 @@ from nodules.data.sources import CLASSES
 
 RESAMPLES = 1000
 GRID = np.linspace(0, 1, 101)  # where curves are evaluated
-BINS = 10  # equal-width bins of the calibration error
+BINS = 10  # of the calibration error, of equally many patches
 CALIPER = 1.15  # two nodules are matched in size if neither diameter is more than this many times the other
 
 
@@ -55,14 +53,25 @@ def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ (p - y) ** 2 / weights.sum(axis=1)
 
 
-def ece(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Expected calibration error: gap between share of malignant patches and mean probability, averaged over bins.
+def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Root mean square of the gap between predicted probability and share of malignant patches, debiased.
 
-    Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602. Above 0 even for a perfect model, since bins are small,
-    and its interval is biased upwards: compare only models on the same patches. Shapes as for :func:`auc`.
+    A perfect model has gaps too, by chance. Here the square of each bin's gap is the mean product of the residuals of
+    two *different* ``units`` (N,), so that chance cancels: on average it is 0 for a perfect model, and a bootstrap's
+    draws lie around the value. Kumar et al. 2019 (arXiv 1909.10155) correct for independent patches; the products of
+    units correct for patches that are alike. A negative mean square counts as 0. Other shapes as for :func:`auc`.
     """
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
-    return np.abs((weights * (y - p)) @ bins).sum(axis=1) / weights.sum(axis=1)
+    _, first, member = np.unique(units, return_index=True, return_inverse=True)
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, BINS + 1)[1:-1]))
+    residuals, counts = np.zeros((2, len(first), len(edges) + 1))
+    places = member, np.searchsorted(edges, p, side="right")
+    np.add.at(residuals, places, y - p)
+    np.add.at(counts, places, 1)
+    of_unit = weights[:, first]
+    products, pairs = ((of_unit @ sums) ** 2 - of_unit**2 @ sums**2 for sums in (residuals, counts))
+    squares = np.divide(products, pairs, out=np.zeros_like(pairs), where=pairs > 0)
+    patches = of_unit @ counts
+    return np.sqrt(np.maximum(0, (patches * squares).sum(axis=1) / patches.sum(axis=1)))
 
 
 def matched_auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray, diameters: np.ndarray) -> np.ndarray:
@@ -82,8 +91,8 @@ def matched_auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray, diameters: np
     return ranked / np.where(pairs > 0, pairs, np.nan)
 
 
-MATCHED = "matched_auc"  # needs diameters, unlike METRICS
-METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier, "ece": ece}
+METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier}
+CALIBRATION, MATCHED = "calibration_error", "matched_auc"  # need units or diameters, unlike METRICS
 
 
 def bootstrap_weights(units: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -113,7 +122,9 @@ def score(
     fold: np.ndarray | int = 0,
     diameters: np.ndarray | float = np.nan,
 ) -> dict[str, float]:
-    """All of ``METRICS``, each with a 95% percentile bootstrap interval; ``matched_auc`` where pairs can be matched.
+    """All of ``METRICS`` and the calibration error, each with a 95% percentile bootstrap interval.
+
+    Where pairs can be matched in size, ``matched_auc`` as well.
 
     Args:
         y: labels in {0, 1}, shape (N,), both present.
@@ -129,8 +140,8 @@ def score(
     """
     y, p, weights = _resampled(y, p, units, seed)
     out: dict[str, float] = {"n": len(y)}
-    for name in [*METRICS] + [MATCHED] * bool(np.isfinite(diameters).any()):
-        draws = _draws(name, y, p, weights, fold, diameters)
+    for name in [*METRICS, CALIBRATION] + [MATCHED] * bool(np.isfinite(diameters).any()):
+        draws = _draws(name, y, p, weights, np.asarray(units), fold, diameters)
         if name == MATCHED and np.isnan(draws[0]):
             continue  # no pair is matched in size
         ends = interval(draws)
@@ -143,6 +154,7 @@ def _draws(
     y: np.ndarray,
     p: np.ndarray,
     weights: np.ndarray,
+    units: np.ndarray,
     fold: np.ndarray | int,
     diameters: np.ndarray | float,
 ) -> np.ndarray:
@@ -150,7 +162,10 @@ def _draws(
     fold, diameters = np.broadcast_to(fold, len(y)), np.broadcast_to(diameters, len(y))
     both = [rows for k in np.unique(fold) if len(np.unique(y[rows := fold == k])) == 2]
     members = both or [np.ones(len(y), dtype=bool)]
-    known = {MATCHED: lambda y, p, weights, rows: matched_auc(y, p, weights, diameters[rows])}
+    known = {
+        CALIBRATION: lambda y, p, weights, rows: calibration_error(y, p, weights, units[rows]),
+        MATCHED: lambda y, p, weights, rows: matched_auc(y, p, weights, diameters[rows]),
+    }
     metric = known.get(name, lambda y, p, weights, _: METRICS[name](y, p, weights))
     with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval ignores
         every = [metric(y[rows], scores[rows], weights[:, rows], rows) for scores in p for rows in members]
@@ -164,9 +179,13 @@ def interval(draws: np.ndarray) -> dict[str, float]:
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided p value of (1 + R,): twice the share of resamples beyond zero, at least 1 / resamples."""
-    tail = min(np.nanmean(differences[1:] <= 0), np.nanmean(differences[1:] >= 0))
-    return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
+    """Two-sided p value of a value and its resamples, (1 + R,), by the normal distribution (Wald).
+
+    The share of resamples beyond zero could not be less than 1 / R, and so never pass a correction for more than
+    R / 20 comparisons.
+    """
+    spread = float(np.nanstd(differences[1:]))
+    return float(2 * norm.sf(abs(differences[0]) / spread)) if spread else float(differences[0] == 0)
 
 
 def paired(
@@ -186,34 +205,39 @@ def paired(
         ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided).
     """
     y, p, weights = _resampled(y, p, units, seed)
-    ours, theirs = (_draws(metric, y, np.atleast_2d(model), weights, fold, diameters) for model in (p, q))
+    ours, theirs = (
+        _draws(metric, y, np.atleast_2d(model), weights, np.asarray(units), fold, diameters) for model in (p, q)
+    )
     return interval(ours - theirs) | {"p_value": p_value(ours - theirs)}
 
 
-def pairwise(y: np.ndarray, scores: dict[str, np.ndarray], units: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """All pairs of models on the same patches, one row per pair: is ``name`` better than ``other``?
+def against(
+    y: np.ndarray, scores: dict[str, np.ndarray], others: list[str], units: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
+    """Every model against each of a few ``others``, on the same patches: how much higher is its AUC?
 
-    ``scores`` has the probabilities of each model, (N,); the other arguments are as for :func:`score`.
+    Few, planned comparisons: with n models, all pairs would be n (n - 1) / 2, and Holm's correction would leave none.
+
+    Args:
+        y: labels, (N,).
+        scores: of each model, (N,).
+        others: keys of ``scores``.
+        units: as for :func:`score`.
+        seed: of the bootstrap.
 
     Returns:
-        ``name, other``; for ``auc`` and ``accuracy`` the difference with its interval (``auc, auc_low, auc_high``),
-        its p value by :func:`paired` and after :func:`holm` (``auc_p, auc_holm``); and ``mcnemar``, the exact test of
-        McNemar 1947 for accuracy, which is overconfident if patients have several patches: it assumes independence.
+        ``name, other``, ``value, low, high, p_value`` as from :func:`paired`, and ``p_holm`` after :func:`holm`.
     """
     y, every, weights = _resampled(y, np.stack(list(scores.values())), units, seed)
-    draws = {name: [METRICS[name](y, p, weights) for p in every] for name in ("auc", "accuracy")}
-    right, names = (every >= 0.5) == (y == 1), list(scores)
+    draws = {name: auc(y, p, weights) for name, p in zip(scores, every, strict=True)}
     rows = []
-    for i, k in itertools.combinations(range(len(names)), 2):
-        row: dict[str, str | float] = {"name": names[i], "other": names[k]}
-        for metric, drawn in draws.items():
-            ends = interval(drawn[i] - drawn[k])
-            row |= {metric: ends["value"], f"{metric}_low": ends["low"], f"{metric}_high": ends["high"]}
-            row[f"{metric}_p"] = p_value(drawn[i] - drawn[k])
-        better, apart = int((right[i] & ~right[k]).sum()), int((right[i] != right[k]).sum())
-        rows.append(row | {"mcnemar": float(binomtest(better, apart).pvalue) if apart else 1.0})
+    for other in others:
+        for name in scores:
+            if name != other and not (name in others and others.index(name) < others.index(other)):
+                difference = draws[name] - draws[other]
+                rows.append({"name": name, "other": other, **interval(difference), "p_value": p_value(difference)})
     table = pd.DataFrame(rows)
-    return table.assign(**{f"{metric}_holm": holm(table[f"{metric}_p"].to_numpy()) for metric in draws})
+    return table.assign(p_holm=holm(table["p_value"].to_numpy()))
 
 
 def shares(numerator: np.ndarray, denominator: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
@@ -231,10 +255,27 @@ def shares(numerator: np.ndarray, denominator: np.ndarray, units: np.ndarray, se
     return pd.DataFrame({"value": ratios[0], "low": ends[0], "high": ends[1]})
 
 
+def rates(hits: np.ndarray, counted: np.ndarray, units: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """As :func:`shares`, of the cases ``counted`` (N, X), 0 or 1, that are ``hits`` (N, X).
+
+    All resamples of a rate of 0 or 1 are alike; its interval is Wilson's, with units as the cases.
+    """
+    table = shares(hits, counted, units, seed)
+    for k in np.flatnonzero(table["value"].isin([0, 1])):
+        table.loc[k, ["low", "high"]] = wilson(table["value"][k], len(np.unique(units[counted[:, k] > 0])))
+    return table
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95% interval of a share of ``count`` independent cases (Wilson 1927), low and high."""
+    ends = binomtest(round(share * count), int(count)).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
+
+
 def mean(values: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean of (N,) values, a rate where they are 0 or 1: ``value, low, high`` by bootstrap as in :func:`score`."""
+    """Mean of (N,) values, a rate where they are 0 or 1: ``value, low, high`` as from :func:`rates`."""
     column = np.asarray(values, dtype=float)[:, None]
-    return shares(column, np.ones_like(column), units, seed).iloc[0].to_dict()
+    return rates(column, np.ones_like(column), units, seed).iloc[0].to_dict()
 
 
 def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]:

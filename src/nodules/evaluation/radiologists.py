@@ -1,5 +1,7 @@
 """Each radiologist against the others, and a model against the same targets."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -66,13 +68,13 @@ def compare(table: pd.DataFrame, p: np.ndarray, line: float, units: np.ndarray, 
     y, rating = table["y"].to_numpy(), table["rating"].to_numpy()
     resampled = metrics.bootstrap_weights(units, seed)
     weights = np.vstack([np.ones(len(y)), resampled])
-    said = {"a radiologist": (rating - 1) / 4, "the model": p}
-    calls = {"a radiologist": np.sign(rating - UNDECIDED) / 2 + 0.5, "the model": (p >= line).astype(float)}
+    said = {"the model": p, "a radiologist": (rating - 1) / 4}
+    calls = {"the model": (p >= line).astype(float), "a radiologist": np.sign(rating - UNDECIDED) / 2 + 0.5}
     measures = {
         "AUC": (metrics.auc, said),
         "accuracy": (agreement, calls),
         "kappa": (kappa, calls),
-        "calibration error (ECE)": (metrics.ece, said),
+        "calibration error": (partial(metrics.calibration_error, units=units), said),
     }
     rows = []
     for name, (measure, values) in measures.items():

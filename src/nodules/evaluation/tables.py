@@ -26,18 +26,6 @@ def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.Da
     return pd.DataFrame(rows, columns=["name", "part", "value", "low", "high"])
 
 
-def square(compared: pd.DataFrame, metric: str, names: list[str]) -> pd.DataFrame:
-    """Some pairs of :func:`nodules.evaluation.metrics.pairwise`, in both orders, for ``plots.differences``.
-
-    Returns:
-        ``row, column, value``, and ``sure``: whether Holm's p is below 0.05.
-    """
-    cells = compared[compared["name"].isin(names) & compared["other"].isin(names)]
-    cells = cells.assign(sure=(cells[f"{metric}_holm"] < 0.05).astype(int), turned=-cells[metric])
-    ways = [{"name": "row", "other": "column", metric: "value"}, {"other": "row", "name": "column", "turned": "value"}]
-    return pd.concat([cells[[*way, "sure"]].rename(columns=way) for way in ways], ignore_index=True)
-
-
 def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> pd.DataFrame:
     """Losses of several trainings: ``arm, part, done, loss``, for :func:`nodules.plots.phases`.
 

@@ -52,7 +52,7 @@ class Mixed(nn.Module):
         """Logits (N, 2); in training a network may give more, such as :class:`nodules.networks.small.NoduleNet`."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
             out = self.network(images)
-        return out.float() if isinstance(out, Tensor) else tuple(tensor.float() for tensor in out)
+        return out.float() if isinstance(out, Tensor) else tuple(part.float() for part in out)
 
 
 def loaded(module: nn.Module, path: Path, name: str) -> nn.Module:

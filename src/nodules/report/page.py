@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nodules import course, paths, plots, record
 from nodules.data.sources import KAGGLE_COUNTS
 from nodules.errors import InputError
+from nodules.evaluation import metrics
 from nodules.report import cards, text
 
 CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
@@ -163,7 +164,7 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
     for metric in ("AUC", "accuracy"):
         theirs[f"{metric} (95% interval)"] = [_cited(row, metric.lower()) for row in cited.to_dict("records")]
     columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "test patches", "source"]
-    low, high = text.wilson(cited["accuracy"][0], cited["patches"][0])
+    low, high = metrics.wilson(cited["accuracy"][0], cited["patches"][0])
     return {
         "compared": pd.concat([ours, theirs])[columns].fillna("not stated"),
         "measured": pd.read_csv(text.TEMPLATES / "measured.csv"),

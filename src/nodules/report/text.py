@@ -10,10 +10,10 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from scipy.stats import binomtest
 
 from nodules import course
 from nodules.errors import InputError
+from nodules.evaluation.metrics import wilson
 
 TEMPLATES = Path(__file__).with_name("templates")
 WORDS = {None: "unknown", True: "yes", False: "no"}
@@ -33,12 +33,6 @@ def interval(values: dict[str, float], name: str, spec: str = ".3f") -> str:
 def excludes(values: dict[str, float], name: str, reference: float = 0.0) -> bool:
     """Whether the 95% interval of a value excludes ``reference``: only then is a difference claimed."""
     return not float(_value(values, f"{name}_low")) <= reference <= float(_value(values, f"{name}_high"))
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95% interval of a share of ``count`` independent cases (Wilson 1927), low and high."""
-    ends = binomtest(round(share * count), int(count)).proportion_ci(method="wilson")
-    return float(ends.low), float(ends.high)
 
 
 def in_words(value: Any) -> Any:
