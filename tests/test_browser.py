@@ -12,28 +12,19 @@ import urllib.request
 
 import nbformat
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from nodules import course, paths
 from nodules.tools import run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-QUIET += ["--disable-background-networking", "--disable-component-update"]
 MINUTES = 60_000  # milliseconds
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def page():
+def page(browser):
     """A page of the system's browser."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"no browser here: {', '.join(BROWSERS)}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
-        yield browser.new_page(viewport={"width": 1400, "height": 1000})
-        browser.close()
+    return browser.new_page(viewport={"width": 1400, "height": 1000})
 
 
 @pytest.fixture(scope="module")

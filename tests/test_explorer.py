@@ -58,7 +58,7 @@ def test_a_figure_shows_the_patch_its_map_and_eight_views_with_their_probabiliti
     p = predict(network, IMAGES[1:2])[0]
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["patch", "evidence for malignant", *(f"p {value:.2f}" for value in p)]
-    assert figure.get_suptitle() == "b\np 0.90, x, rated malignant"
+    assert figure.get_suptitle() == "malignant · model: 90% malignant\nb"
 
 
 def test_without_widgets_a_still_picture_stands_in_its_place(widget):
@@ -68,6 +68,6 @@ def test_without_widgets_a_still_picture_stands_in_its_place(widget):
 
 
 def test_titles_say_what_the_source_knows():
-    table = pd.DataFrame({"id": ["a"], "p_tta": [0.256], "patient": ["P1"], "ratings": ["5;4"]})
-    assert explorer.titles(table) == ["a\np 0.26, ratings 5;4, P1"]
-    assert explorer.titles(table.assign(patient=np.nan).drop(columns="ratings")) == ["a\np 0.26"]
+    table = pd.DataFrame({"id": ["a"], "y": [0], "p_tta": [0.256], "ratings": ["5;4"]})
+    assert explorer.titles(table) == ["benign · model: 26% malignant\na · readers 5 4"]
+    assert explorer.titles(table.drop(columns="ratings")) == ["benign · model: 26% malignant\na"]

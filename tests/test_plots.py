@@ -11,13 +11,11 @@ from nodules.errors import InputError
 CLASSES = ["benign", "malignant"] * 6
 
 
-@pytest.fixture(params=["class_counts", "intensity_histogram", "diameter_by_class", "patients_per_split", "intervals"])
+@pytest.fixture(params=["intensity_histogram", "diameter_by_class", "intervals"])
 def drawn(request):
     tables = {
-        "class_counts": {"split": np.repeat(["train", "valid", "test"], 4), "class": CLASSES, "patches": range(12)},
         "intensity_histogram": {"value": range(12), "class": CLASSES, "density": np.linspace(0.1, 1, 12)},
         "diameter_by_class": {"diameter_mm": np.linspace(3, 30, 12), "class": CLASSES},
-        "patients_per_split": {"split": np.repeat(["train", "valid", "test"], 4), "patches": range(1, 13)},
         "intervals": {"name": list("abcdefghijkl"), "value": 0.7, "low": 0.6, "high": np.linspace(0.7, 0.9, 12)},
     }
     more = {"intensity_histogram": {"unit": "HU"}, "intervals": {"label": "AUC", "reference": 0.5}}
@@ -42,11 +40,14 @@ STEPS = pd.DataFrame({"epoch": np.arange(12) / 4, "lr": np.linspace(0.01, 0, 12)
 
 
 def test_training_curves_show_every_kind_of_weights_and_both_losses():
-    table = pd.concat([HISTORY.assign(label=w, seed=s) for w in ("a", "b") for s in (0, 1)])
-    figure = plots.training_curves(table, "h")
+    table = pd.concat([HISTORY.assign(label=w, seed=s) for w in ("chest-ct", "random") for s in (0, 1)])
+    figure = plots.training_curves(table, [0.1, 0.8], [0.5, 1], "h")
     left, right = figure.axes
     assert [sum(len(line.get_xdata()) == 3 for line in axis.lines) for axis in (left, right)] == [4, 2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "train", "valid"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chest-ct", "random", "train", "valid"]
+    assert left.get_ylim() == (0.1, 0.8) and right.get_ylim() == (0.5, 1)
+    colours = {line.get_color() for line in right.lines if len(line.get_xdata()) == 3}
+    assert colours == {plots.BLUE, plots.GREEN}, "a kind of weights has its colour in every figure"
 
 
 def test_the_loss_figure_marks_the_lowest_validation_loss():
@@ -55,8 +56,10 @@ def test_the_loss_figure_marks_the_lowest_validation_loss():
 
 
 def test_a_result_names_the_accuracies_on_test():
-    figure = plots.result(HISTORY, STEPS, {"test, plain": 0.7, "test, TTA": 0.75}, "h")
-    right = figure.axes[1]
+    figure = plots.result(HISTORY, STEPS, {"test, plain": 0.7, "test, TTA": 0.75}, 0.8, 0.5, "h")
+    left, middle, right = figure.axes
+    assert left.get_ylim() == (0.5, 1) and middle.get_ylim() == (0, 0.8)
+    assert [line.get_ydata().tolist() for line in middle.lines] == [[0.7, 0.4, 0.2], [0.7, 0.5, 0.6]]
     assert [t.get_text() for t in figure.legends[0].get_texts()][1:] == ["test, plain: 0.700", "test, TTA: 0.750"]
     assert np.allclose(right.lines[0].get_xydata(), STEPS)
 
@@ -69,24 +72,22 @@ def test_the_finder_marks_what_was_chosen():
     assert "valley: 2.0e-03" in left.get_legend().get_texts()[0].get_text()
 
 
-def test_schedules_and_groups_are_drawn_as_recorded():
+def test_schedules_are_drawn_as_recorded():
     table = pd.concat([STEPS.assign(schedule=name) for name in ("a", "b")])
     figure = plots.schedules(table, "h")
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     assert np.allclose(figure.axes[1].lines[0].get_xydata(), STEPS)
-    rates = pd.DataFrame({"step": [0, 1, 0, 1], "group": [0, 0, 1, 1], "lr": [1e-5, 2e-5, 1e-3, 2e-3]})
-    axis = plots.group_rates(rates, "h").axes[0]
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["0", "1"]
 
 
 def test_the_network_is_drawn_stage_by_stage():
     stages = pd.DataFrame(
         {"name": ["stage 1", "stage 2", "head"], "channels": [8, 16, 48], "side": [16, 8, np.nan], "parameters": 7000}
     )
-    figure = plots.network(stages, np.zeros((64, 64)), np.zeros((2, 3, 16, 16)), [0, 1], "h")
+    kernel, convolved = np.eye(7), np.zeros((32, 32))
+    figure = plots.network(stages, np.zeros((64, 64)), kernel, convolved, np.zeros((2, 3, 16, 16)), [0, 1], "h")
     titles = " ".join(axis.get_title() for axis in figure.axes)
     assert "8 × 16 × 16" in titles and "16 × 8 × 8" in titles and "7,000 parameters" in titles
-    assert sum(bool(axis.get_images()) for axis in figure.axes) == 1 + 2 * 3
+    assert sum(bool(axis.get_images()) for axis in figure.axes) == 3 + 2 * 3
 
 
 def test_patches_are_shown_in_their_window_unchanged():
@@ -103,14 +104,14 @@ def test_patches_are_shown_in_their_window_unchanged():
 
 def test_intervals_of_two_parts_have_two_colours():
     table = pd.DataFrame({"name": ["a", "a", "b", "b"], "part": ["valid", "test"] * 2, "value": 0.7})
-    figure = plots.intervals(table.assign(low=0.6, high=0.8), "AUC", 0.5, "h")
+    figure = plots.intervals(table.assign(low=0.6, high=0.8), "AUC", "h")
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["valid", "test"]
     assert len(figure.axes[0].containers) == 2
 
 
 def test_interval_bars_end_at_low_and_high():
     table = pd.DataFrame({"name": ["a", "b"], "value": [0.6, 0.8], "low": [0.5, 0.75], "high": [0.9, 0.81]})
-    axis = plots.intervals(table, "AUC", 0.5, "h").axes[0]
+    axis = plots.intervals(table, "AUC", "h", 0.5).axes[0]
     ends = axis.containers[0].lines[2][0].get_segments()
     assert np.allclose([[s[0][0], s[1][0]] for s in ends], table[["low", "high"]])
 
@@ -124,6 +125,29 @@ def test_phases_have_a_panel_an_arm_and_valid_as_points():
     assert [axis.get_title() for axis in figure.axes[:5]] == ["a", "b", "c", "d", "e"]
     assert figure.axes[0].lines[2].get_marker() == "o"
     assert np.allclose(figure.axes[4].lines[2].get_ydata(), table["loss"][18:])
+
+
+def test_a_loss_out_of_all_bounds_is_marked_at_the_edge():
+    table = pd.DataFrame({"arm": np.repeat(["a", "b"], 2), "part": ["train", "valid"] * 2, "done": [0.5, 1] * 2})
+    tame, wild = plots.phases(table.assign(loss=[0.6, 0.5, 0.7, 1e26]), "h").axes
+    assert tame.get_ylim()[1] == wild.get_ylim()[1] == plots.HIGHEST_LOSS
+    assert [len(line.get_xdata()) for line in wild.lines if line.get_marker() == "^"] == [0, 1]
+    assert "1e+26" in wild.get_title() and tame.get_title() == "a"
+
+
+def test_bars_stand_in_blocks_with_their_values():
+    table = pd.DataFrame({"name": list("abc"), "part": ["x", "x", "y"], "value": [0.5, 0.6, 0.7]})
+    axis = plots.bars(table.assign(low=0.4, high=0.8), "accuracy", "h").axes[0]
+    assert [bar.get_width() for block in axis.containers for bar in getattr(block, "patches", [])] == [0.5, 0.6, 0.7]
+    assert {"x", "y", "50%", "60%", "70%"} <= {text.get_text() for text in axis.texts}
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_a_figure_is_described_by_what_it_shows_and_not_by_its_title(drawn):
+    told = plots.described(drawn)
+    assert "What it shows" not in told and "against" in told
+    grid = plots.patch_grid(np.zeros((3, 4, 4)), list("abc"), [0, 1], "HU", "Title", 3)
+    assert plots.described(grid) == "3 pictures"
 
 
 def test_the_confusion_matrix_says_counts_and_shares():
@@ -145,11 +169,14 @@ def test_curves_name_each_model_and_chance():
 
 def test_a_case_is_a_patch_and_the_same_patch_with_its_map():
     images, maps = np.arange(3 * 64 * 64).reshape(3, 64, 64), np.random.default_rng(0).random((3, 64, 64))
-    figure = plots.cases(images, maps, ["a", "b", "c"], [0, 9], "h", columns=2)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[2, 20:40, 20:40] = True
+    figure = plots.cases(images, masks, maps, ["a", "b", "c"], [0, 9], "h", columns=2)
     assert [axis.get_title("left") for axis in figure.axes[:6:2]] == ["a", "b", "c"]
     patch, (under, over) = figure.axes[4].get_images()[0], figure.axes[5].get_images()
     assert np.array_equal(patch.get_array(), images[2]) and np.array_equal(under.get_array(), images[2])
     assert np.array_equal(over.get_array(), maps[2])
+    assert [len(axis.collections) for axis in figure.axes[:6]] == [0, 0, 0, 0, 0, 1], "the outline, where it is known"
 
 
 def test_the_gallery_outlines_the_nodule_in_every_picture():
@@ -187,16 +214,10 @@ def test_reliability_shows_each_model_against_the_diagonal():
 
 
 def test_differences_are_bold_where_they_are_sure():
-    table = pd.DataFrame({"row": ["a", "b"], "column": ["b", "a"], "value": [0.1, -0.1], "sure": [1, 0]})
-    axis = plots.differences(table, "AUC", "h").axes[0]
-    texts = {text.get_text(): text.get_weight() for text in axis.texts}
-    assert texts == {"+0.100": "bold", "-0.100": "normal"}
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b"], "columns in the order of the rows"
-    by_interval = pd.DataFrame(
-        {"row": list("aa"), "column": list("cd"), "value": 0.1, "low": [0.05, -0.1], "high": 0.2}
-    )
-    weights = [text.get_weight() for text in plots.differences(by_interval, "AUC", "h").axes[0].texts]
-    assert weights == ["bold", "normal"]
+    table = pd.DataFrame({"row": ["a", "b"], "column": ["c", "c"], "value": [0.1, -0.1], "sure": [1, 0]})
+    axis = plots.differences(table, "AUC", ["across", "down"], "h").axes[0]
+    assert {text.get_text(): text.get_weight() for text in axis.texts} == {"+0.100": "bold", "-0.100": "normal"}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("across", "down")
 
 
 def test_the_kinship_of_pairs_is_told_by_colour_and_the_line_drawn():

@@ -67,6 +67,7 @@ def figure_name(number: int) -> str:
 
 
 HEADINGS = {figure_name(number): f"Figure {number}. {title}" for number, title in FIGURES.items()}
+SHORT = {figure_name(number): f"Figure {number}" for number in FIGURES}
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from nodules import plots
 from nodules.data import transforms
+from nodules.data.sources import CLASSES
 from nodules.networks import maps
 from nodules.networks.network import predict
 
@@ -20,13 +21,11 @@ SHOWN = {"both classes": [0, 1], "benign": [0], "malignant": [1]}
 
 
 def titles(table: pd.DataFrame) -> list[str]:
-    """Two lines per patch: its ``id``; its probability ``p_tta``, with ratings and patient where known."""
+    """Two lines per patch: its class and the probability ``p_tta`` of malignancy; its ``id``, with ratings if known."""
     lines = []
     for row in table.to_dict("records"):
-        parts = [f"p {row['p_tta']:.2f}"]
-        parts += [f"ratings {row['ratings']}"] if "ratings" in row else []
-        parts += [row["patient"]] if isinstance(row.get("patient"), str) else []
-        lines.append(f"{row['id']}\n{', '.join(parts)}")
+        readers = f" · readers {row['ratings'].replace(';', ' ')}" if "ratings" in row else ""
+        lines.append(f"{CLASSES[row['y']]} · model: {row['p_tta']:.0%} malignant\n{row['id']}{readers}")
     return lines
 
 
@@ -34,7 +33,7 @@ class Explorer:
     """Choose a class and a range of probabilities, then a patch; see its views, its map and its probability.
 
     Args:
-        table: one row per patch: ``id, y, p_tta, patient``, and ``ratings`` where known.
+        table: one row per patch: ``id, y, p_tta``, and ``ratings`` where known.
         images: the same patches, (N, 64, 64).
         network: with ``taps``, like :class:`nodules.networks.network.Network`.
         stage: whose maps Grad-CAM weights.
@@ -72,15 +71,15 @@ class Explorer:
         p = predict(self.network, image)[0]
         evidence = maps.overlay(maps.grad_cam(self.network, image, self.stage), image.shape[1])[0]
         seen = np.stack([transforms.dihedral(torch.from_numpy(image[0]), which).numpy() for which in range(len(p))])
-        truth = "malignant" if self.table["y"][row] else "benign"
-        return plots.inspection(image[0], evidence, seen, p, self.window, f"{self.titles[row]}, rated {truth}")
+        return plots.inspection(image[0], evidence, seen, p, self.window, self.titles[row])
 
     def still(self) -> Figure:
         """The highest, a middle and the lowest probability, side by side."""
         rows = np.unique(np.linspace(0, len(self.table) - 1, 3).astype(int))
         evidence = maps.overlay(maps.grad_cam(self.network, self.images[rows], self.stage), self.images.shape[1])
         titles = [self.titles[row] for row in rows]
-        return plots.cases(self.images[rows], evidence, titles, self.window, "Pick a patch", columns=3)
+        no_outlines = np.zeros(evidence.shape, dtype=bool)
+        return plots.cases(self.images[rows], no_outlines, evidence, titles, self.window, "Pick a patch", columns=3)
 
     def _list(self, _: Any = None) -> None:
         self.patch.options = [(self.table["id"][row], int(row)) for row in self.rows()]

@@ -4,6 +4,7 @@ Colours are seaborn's colour-blind-safe palette: benign is blue, malignant orang
 """
 
 import io
+import re
 import sys
 from typing import Any
 
@@ -19,6 +20,8 @@ sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"imag
 BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
 LAID_OVER = 0.8  # opacity of an activation map at its maximum; at 0 it is transparent
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
+WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
+HIGHEST_LOSS = 10.0  # shown; beyond it a mark at the edge
 DPI = 100
 
 
@@ -31,6 +34,20 @@ def stamp(figure: Figure, text: str) -> Figure:
 def title(figure: Figure) -> str:
     """The title above a figure."""
     return figure.get_suptitle() or figure.axes[0].get_title()
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, for those who can't see it: its panels, their axes and what is drawn in them."""
+    pictures = sum(bool(axis.images) and not axis.get_xlabel() for axis in figure.axes)
+    parts = [f"{pictures} pictures"] if pictures > 1 else ["A picture"] * pictures
+    for axis in figure.axes:
+        names = [tick.get_text() for tick in axis.get_yticklabels() if re.search("[a-z]", tick.get_text())]
+        lines = [name for name in axis.get_legend_handles_labels()[1] if name]
+        if axis.get_xlabel() and (axis.get_ylabel() or names):
+            name = f"{axis.get_title()}: " if len(figure.axes) > 1 and axis.get_title() else ""
+            against = f"{axis.get_ylabel() or 'rows'} against {axis.get_xlabel()}"
+            parts.append(name + against + (f", of {', '.join(names or lines)}" if names or lines else ""))
+    return "; ".join(dict.fromkeys(parts)) or title(figure)
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:
@@ -82,18 +99,6 @@ def patch_grid(
     return figure
 
 
-def class_counts(table: pd.DataFrame, heading: str) -> Figure:
-    """Numbers of patches by split and class; ``table`` has ``split, class, patches``."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
-    sns.barplot(table, x="split", y="patches", hue="class", palette=CLASS_COLOURS, saturation=1, ax=axis)
-    for bars in axis.containers:
-        axis.bar_label(bars, fontsize=9)
-    axis.set(title=heading, xlabel="", ylabel="patches")
-    sns.despine(figure)
-    return figure
-
-
 def intensity_histogram(table: pd.DataFrame, unit: str, heading: str) -> Figure:
     """Density of pixel values by class; ``table`` has ``value, class, density``."""
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -131,27 +136,16 @@ def diameter_by_class(table: pd.DataFrame, heading: str) -> Figure:
     return figure
 
 
-def patients_per_split(table: pd.DataFrame, heading: str) -> Figure:
-    """Patients per split and patches per patient; ``table`` has ``split, patches``, one row per patient."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    sns.countplot(table, x="split", color=GREEN, saturation=1, ax=left)
-    left.bar_label(left.containers[0], fontsize=9)
-    sns.boxplot(table, x="split", y="patches", color=GREEN, saturation=1, width=0.5, ax=right)
-    left.set(xlabel="", ylabel="patients", title="Patients")
-    right.set(xlabel="", ylabel="patches", title="Patches per patient", yscale="log")
-    right.yaxis.set_major_formatter("{x:g}")
-    figure.suptitle(heading)
-    sns.despine(figure)
-    return figure
+def intervals(table: pd.DataFrame, label: str, heading: str, reference: float | None = None) -> Figure:
+    """Values with intervals; ``table`` has ``name, value, low, high`` and perhaps ``part`` (a colour).
 
-
-def intervals(table: pd.DataFrame, label: str, reference: float, heading: str) -> Figure:
-    """Values with intervals; ``table`` has ``name, value, low, high`` and optionally ``part`` (a colour)."""
+    The dotted line is at ``reference``.
+    """
     names, parts = table["name"].unique(), table["part"].unique() if "part" in table else [""]
     figure = Figure(figsize=(9, 1.4 + (0.3 + 0.25 * len(parts)) * len(names)), layout="constrained")
     axis = figure.subplots()
-    axis.axvline(reference, color="0.6", linestyle=":", linewidth=1.5)
+    if reference is not None:
+        axis.axvline(reference, color="0.6", linestyle=":", linewidth=1.5)
     for i, (part, colour, marker) in enumerate(zip(parts, (BLUE, ORANGE, GREEN), "os^", strict=False)):
         chosen = table[table["part"] == part] if part else table
         rows = len(names) - 1 - pd.Index(names).get_indexer(chosen["name"]) - 0.28 * (i - (len(parts) - 1) / 2)
@@ -168,24 +162,46 @@ def intervals(table: pd.DataFrame, label: str, reference: float, heading: str) -
     return figure
 
 
-def training_curves(table: pd.DataFrame, heading: str) -> Figure:
-    """Loss and accuracy by epoch, mean and range over seeds.
+def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
+    """Shares as bars with intervals; ``table`` has ``name, part`` (a block of one colour), ``value, low, high``."""
+    parts = list(table["part"].unique())
+    rows = np.arange(len(table)) + 1.2 * table["part"].map(parts.index).to_numpy()
+    figure = Figure(figsize=(9, 1.2 + 0.34 * (rows[-1] + 1)), layout="constrained")
+    axis = figure.subplots()
+    for part, colour in zip(parts, (ORANGE, BLUE, GREEN), strict=False):
+        chosen = (table["part"] == part).to_numpy()
+        shown = table[chosen]
+        errors = np.abs(shown[["low", "high"]].to_numpy() - shown[["value"]].to_numpy()).T
+        axis.barh(rows[chosen], shown["value"], xerr=errors, color=colour, ecolor="0.2", capsize=3)
+        axis.text(0, rows[chosen][0] - 0.95, part, weight="bold", va="center", fontsize=11)
+    for row, value, high in zip(rows, table["value"], table["high"], strict=True):
+        axis.annotate(f"{value:.0%}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=10)
+    axis.set(title=heading, xlabel=label, xlim=(0, 1.08), ylim=(rows[-1] + 0.7, -1.5))
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_yticks(rows, table["name"])
+    axis.tick_params(axis="y", length=0)
+    sns.despine(figure)
+    return figure
 
-    ``table`` has ``label`` (a colour), ``seed, epoch, train_loss, valid_loss, accuracy``.
+
+def training_curves(table: pd.DataFrame, losses: list[float], accuracies: list[float], heading: str) -> Figure:
+    """Loss and accuracy by epoch, mean and range over seeds, on given scales (low, high).
+
+    ``table`` has ``label`` (the weights), ``seed, epoch, train_loss, valid_loss, accuracy``.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    losses = table.melt(["label", "seed", "epoch"], ["train_loss", "valid_loss"], "part", "loss")
-    losses["part"] = losses["part"].map({"train_loss": "train", "valid_loss": "valid"})
-    shared = dict(x="epoch", hue="label", errorbar=("pi", 100))
-    sns.lineplot(losses, y="loss", style="part", ax=left, **shared)
+    both = table.melt(["label", "seed", "epoch"], ["train_loss", "valid_loss"], "part", "loss")
+    both["part"] = both["part"].map({"train_loss": "train", "valid_loss": "valid"})
+    shared = dict(x="epoch", hue="label", palette=WEIGHT_COLOURS, errorbar=("pi", 100))
+    sns.lineplot(both, y="loss", style="part", ax=left, **shared)
     sns.lineplot(table, y="accuracy", ax=right, legend=False, **shared)
     handles, labels = left.get_legend_handles_labels()
     left.get_legend().remove()
     kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in ("label", "part")]
     figure.legend(*zip(*kept, strict=True), loc="outside right upper", frameon=False)
-    left.set(title="Loss", ylabel="cross-entropy")
-    right.set(title="Accuracy on valid", ylabel="accuracy")
+    left.set(title="Loss", ylabel="cross-entropy", ylim=losses)
+    right.set(title="Accuracy on valid", ylabel="accuracy", ylim=accuracies)
     right.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(heading)
     sns.despine(figure)
@@ -206,18 +222,27 @@ def losses(table: pd.DataFrame, top: float, heading: str) -> Figure:
     return figure
 
 
-def result(history: pd.DataFrame, steps: pd.DataFrame, lines: dict[str, float], heading: str) -> Figure:
-    """Accuracy on valid by epoch with the final accuracies on test as ``lines``, and the learning rate used."""
-    figure = Figure(figsize=(12.5, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def result(
+    history: pd.DataFrame, steps: pd.DataFrame, lines: dict[str, float], top: float, lowest: float, heading: str
+) -> Figure:
+    """Accuracy on valid by epoch beside some ``lines``, losses up to ``top``, and the learning rate used.
+
+    ``lowest`` is where the scale of the accuracy begins; it ends at 1.
+    """
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(history["epoch"], history["accuracy"], color=BLUE, label="valid, by epoch")
-    for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN), ("--", ":"), strict=False):
+    for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN, "0.4"), ("--", "-.", ":"), strict=False):
         left.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.3f}")
-    left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
+    left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy", ylim=(lowest, 1))
     left.yaxis.set_major_formatter(PercentFormatter(1))
+    for part, colour, style in (("train", GREEN, "-"), ("valid", BLUE, "--")):
+        middle.plot(history["epoch"], history[f"{part}_loss"], style, color=colour, label=part)
+    middle.set(title="Loss", xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
+    middle.legend(frameon=False, fontsize=10)
     right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
     right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    figure.legend(frameon=False, loc="outside right upper")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.suptitle(heading)
     sns.despine(figure)
     return figure
@@ -236,8 +261,9 @@ def lr_finder(curves: pd.DataFrame, suggestions: pd.DataFrame, chosen: float, he
     for (name, lr), style in zip(medians.items(), ("-", "--", "-.", ":"), strict=False):
         left.axvline(lr, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{name}: {lr:.1e}")
     left.legend(title="median suggestion", frameon=False, fontsize=9, title_fontsize=9)
-    top = 2.5 * curves.loc[curves["lr"] < 1e-5, "loss"].median()
-    left.set(title="Loss by learning rate", xscale="log", xlabel="learning rate", ylabel="smoothed loss", ylim=(0, top))
+    start, lowest = curves.loc[curves["lr"] < 1e-5, "loss"].median(), curves["loss"].min()
+    left.set(title="Loss by learning rate", xscale="log", xlabel="learning rate", ylabel="smoothed loss")
+    left.set_ylim(lowest - 0.1 * (start - lowest), start + 0.6 * (start - lowest))
     # jitter would differ from run to run
     sns.stripplot(suggestions, x="lr", y="name", color=BLUE, alpha=0.6, jitter=False, ax=right)
     right.axvline(chosen, color=GREEN, linewidth=2)
@@ -262,46 +288,53 @@ def schedules(table: pd.DataFrame, heading: str) -> Figure:
     return figure
 
 
-def group_rates(table: pd.DataFrame, heading: str) -> Figure:
-    """Learning rates by step and layer group, as the optimizer used them; ``table`` has ``step, group, lr``."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axis = figure.subplots()
-    sns.lineplot(table, x="step", y="lr", hue="group", style="group", palette="viridis_r", ax=axis)
-    axis.set(title=heading, xlabel="step", ylabel="learning rate", yscale="log")
-    axis.legend(title="layer group", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(figure)
-    return figure
-
-
-def network(stages: pd.DataFrame, image: np.ndarray, maps: np.ndarray, window: list[float], heading: str) -> Figure:
-    """Diagram of a network: a patch, then each stage's shape, parameters and strongest feature maps.
+def network(
+    stages: pd.DataFrame,
+    image: np.ndarray,
+    kernel: np.ndarray,
+    convolved: np.ndarray,
+    maps: np.ndarray,
+    window: list[float],
+    heading: str,
+) -> Figure:
+    """A network at work: one convolution on a patch, then each stage's shape and strongest feature maps.
 
     Args:
         stages: one row each: ``name, channels, side, parameters``; the last row, without a side, is the head.
         image: the patch, (64, 64).
+        kernel: weights of one filter of the first layer, (K, K).
+        convolved: what it makes of the patch, (height, width).
         maps: R feature maps per stage, (stages, R, height, width).
         window: pixel values shown as black and white.
         heading: the title.
     """
     rows = maps.shape[1]
-    figure = Figure(figsize=(1.9 * (len(maps) + 2), 1.75 * rows + 1.4), layout="constrained")
-    grid = figure.add_gridspec(rows, len(maps) + 2)
-    axis = figure.add_subplot(grid[:, 0])
-    axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
-    axis.set_title("patch\n1 × 64 × 64", fontsize=10)
-    axis.set_axis_off()
-    for column, (stage, shown) in enumerate(zip(stages.itertuples(), maps, strict=False), 1):
-        for row, feature_map in enumerate(shown):
+    figure = Figure(figsize=(1.75 * (len(maps) + 4), 1.75 * rows + 1.4), layout="constrained")
+    grid = figure.add_gridspec(rows, len(maps) + 4)
+    low, high = window
+    most = float(np.abs(kernel).max())
+    worked = [
+        (image, "patch\n1 × 64 × 64", {"vmin": low, "vmax": high}),
+        (kernel, "∗ one filter\nof the first layer", {"cmap": "PuOr_r", "vmin": -most, "vmax": most}),
+        (convolved, f"= its map\n{convolved.shape[0]} × {convolved.shape[1]}", {"cmap": "viridis"}),
+    ]
+    for column, (shown, name, style) in enumerate(worked):
+        axis = figure.add_subplot(grid[:, column])
+        axis.imshow(shown, interpolation="nearest", **style)
+        axis.set_title(name, fontsize=10)
+        axis.set_axis_off()
+    for column, (stage, of_stage) in enumerate(zip(stages.itertuples(), maps, strict=False), len(worked)):
+        for row, feature_map in enumerate(of_stage):
             axis = figure.add_subplot(grid[row, column])
             axis.imshow(feature_map, cmap="viridis", interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 shape = f"{stage.channels:g} × {stage.side:g} × {stage.side:g}"
-                axis.set_title(f"{stage.name} →\n{shape}\n{stage.parameters:,} parameters", fontsize=10)
+                axis.set_title(f"{stage.name}\n{shape}\n{stage.parameters:,} parameters", fontsize=9)
     head = stages.iloc[-1]
     axis = figure.add_subplot(grid[:, -1])
     text = f"{head['name']}\n{head['channels']:g} features\n{head['parameters']:,} parameters"
-    axis.text(0.5, 0.5, f"→ {text}\n\n→ benign\n→ malignant", ha="center", va="center", fontsize=10)
+    axis.text(0.5, 0.5, f"{text}\n\n→ benign\n→ malignant", ha="center", va="center", fontsize=9)
     axis.set_axis_off()
     figure.suptitle(heading)
     return figure
@@ -311,7 +344,7 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
     """Losses of the head alone, then of all layers, one panel per arm; ``table`` has ``arm, part, done, loss``.
 
     ``done`` is training progress: the head alone up to 0, then all layers up to 1. ``part`` is ``train`` (by step) or
-    ``valid`` (points).
+    ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
@@ -323,8 +356,14 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
         axis.axvline(0, color="0.6", linestyle=":")
         axis.plot(train["done"], train["loss"], color=BLUE, linewidth=1.2, label="train")
         axis.plot(valid["done"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
-        axis.set_title(name, fontsize=10)
+        for line, colour in ((train, BLUE), (valid, ORANGE)):
+            beyond = line.loc[line["loss"] > HIGHEST_LOSS, "done"]
+            axis.plot(beyond, np.full(len(beyond), HIGHEST_LOSS), "^", color=colour, markersize=6, clip_on=False)
+        worst = table.loc[table["arm"] == name, "loss"].max()
+        off = f"\n(highest loss {worst:.0e})" if worst > HIGHEST_LOSS else ""
+        axis.set_title(name + off, fontsize=10)
         axis.set(ylabel="cross-entropy", yscale="log", xlim=(-1.05, 1.05))
+        axis.set_ylim(top=HIGHEST_LOSS if table["loss"].max() > HIGHEST_LOSS else None)
         axis.set_xticks([-0.5, 0.5], ["head alone", "all layers"])
         axis.tick_params(which="both", labelsize=9)
         axis.label_outer()
@@ -378,23 +417,33 @@ def curves(table: pd.DataFrame, prevalence: float, heading: str) -> Figure:
 
 
 def cases(
-    images: np.ndarray, maps: np.ndarray, titles: list[str], window: list[float], heading: str, columns: int
+    images: np.ndarray,
+    masks: np.ndarray,
+    maps: np.ndarray,
+    titles: list[str],
+    window: list[float],
+    heading: str,
+    columns: int,
 ) -> Figure:
-    """Patches (N, 64, 64) beside their overlaid activation maps (N, 64, 64) in 0..1, ``columns`` pairs per row."""
+    """Patches beside their activation maps in 0..1 with outlines, (N, 64, 64) each; ``columns`` pairs a row."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.9 * columns + 0.8, 1.95 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for i, (image, evidence, title) in enumerate(zip(images, maps, titles, strict=True)):
+    for i, (image, mask, evidence, title) in enumerate(zip(images, masks, maps, titles, strict=True)):
         left, right = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         for axis in (left, right):
             axis.imshow(image, vmin=window[0], vmax=window[1], interpolation="nearest")
         shown = right.imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
+        if mask.any():
+            right.contour(mask, levels=[0.5], colors=[ORANGE], linewidths=1)
         left.set_title(title, fontsize=8, loc="left")
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.015)
     bar.set_label("relative evidence for malignant", fontsize=9)
-    bar.solids.set_alpha(1)
+    # As it looks laid over grey: the less evidence, the more transparent
+    bar.ax.set_facecolor("0.5")
+    bar.solids.set_alpha(LAID_OVER * np.linspace(0, 1, 256)[:, None])
     figure.suptitle(heading)
     return figure
 
@@ -495,6 +544,9 @@ def bands(
             axis.plot(line["x"], line["value"], dots + style, color=colour, markersize=4, label=name)
         axis.set(title=panel, xlabel=xlabel, xscale="log" if log else "linear")
         axis.xaxis.set_major_formatter(ScalarFormatter())
+        if len(places := table["x"].unique()) <= 6:
+            axis.set_xticks(places)
+            axis.minorticks_off()
         axis.label_outer()
     for axis, label in zip(axes[:, 0], ylabels, strict=True):
         axis.set_ylabel(label)
@@ -525,30 +577,29 @@ def reliability(table: pd.DataFrame, heading: str) -> Figure:
     return figure
 
 
-def differences(table: pd.DataFrame, label: str, heading: str) -> Figure:
-    """A matrix of differences, bold where the interval excludes 0.
+def differences(table: pd.DataFrame, label: str, names: list[str], heading: str) -> Figure:
+    """A matrix of differences, bold where they are sure.
 
     Args:
-        table: ``row, column, value``, and ``low, high`` or, in their place, ``sure`` (0 or 1).
+        table: ``row, column, value, sure`` (0 or 1).
         label: of the colour bar.
+        names: of the horizontal and the vertical axis.
         heading: the title.
     """
     rows, columns = table["row"].unique(), table["column"].unique()
-    columns = rows if set(rows) == set(columns) else columns
     figure = Figure(figsize=(4.2 + 0.75 * len(columns), 2.2 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
     grid = table.pivot(index="row", columns="column", values="value").reindex(index=rows, columns=columns)
     most = max(0.01, float(table["value"].abs().max()))
     shown = axis.imshow(grid, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
     for cell in table.itertuples():
-        sure = cell.sure if "sure" in table else not cell.low <= 0 <= cell.high
         colour = "white" if abs(cell.value) > 0.6 * most else "0.1"
         place = (list(columns).index(cell.column), list(rows).index(cell.row))
-        weight = "bold" if sure else "normal"
+        weight = "bold" if cell.sure else "normal"
         axis.text(*place, f"{cell.value:+.3f}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
     axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=10)
     axis.set_yticks(range(len(rows)), rows, fontsize=10)
-    axis.set_title(heading)
+    axis.set(title=heading, xlabel=names[0], ylabel=names[1])
     figure.colorbar(shown, ax=axis, label=label)
     return figure
 

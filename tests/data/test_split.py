@@ -71,17 +71,6 @@ def test_counts_add_up():
     assert list(counts.index) == list(split.SPLITS)
 
 
-def test_tables_by_class_and_by_patient_hold_every_patch():
-    table = pd.DataFrame({"id": np.arange(300).astype(str), "malignant": np.arange(300) % 3 == 0})
-    table["patient"] = [f"p{i // 3}" for i in range(300)]
-    assigned = split.assign(table)
-    classes, patients = split.by_class(assigned), split.by_patient(assigned)
-    assert classes["patches"].sum() == patients["patches"].sum() == 300
-    assert list(classes["split"].unique()) == list(patients["split"].unique()) == list(split.SPLITS)
-    assert classes.groupby("class")["patches"].sum().to_dict() == {"benign": 200, "malignant": 100}
-    assert (patients["patches"] == 3).all() and patients["patient"].is_unique
-
-
 def test_small_and_unequal_sets_are_split_in_fewer_folds():
     few = pd.DataFrame({"id": np.arange(60).astype(str), "malignant": (np.arange(60) < 4).astype(int)})
     counts = split.counts(split.assign(few))
@@ -217,3 +206,22 @@ def test_unknown_outlines_are_nan():
     assert np.isnan(part.outlines).all() and part.outlines.shape == (3, 4, 4)
     known = replace(part, masks=np.arange(48).reshape(3, 4, 4) % 2 == 0).take(np.array([2, 0]))
     assert known.outlines.shape == (2, 4, 4) and set(np.unique(known.outlines)) == {0, 1}
+
+
+def test_two_sources_join_with_their_slices_and_their_own_nodules():
+    first = split.Part(
+        np.arange(3)[:, None, None] * np.ones((1, 4, 4)),
+        np.array([0, 1, 1]),
+        np.arange(3),
+        pd.DataFrame({"id": list("abc"), "nodule": ["n", "n", "m"], "slice_index": [0, 1, 0]}),
+        np.array(["p", "p", "q"]),
+        np.zeros((3, 4, 4), bool),
+    )
+    second = replace(first, source=10 + first.source, y=1 - first.y, masks=np.ones((3, 4, 4), bool))
+    both = split.joined(split.stacked(first).take(np.array([0, 2])), split.stacked(second).take(np.array([1])))
+    assert both.images[:, :, 0, 0].tolist() == [[0, 0, 1], [2, 2, 2], [10, 11, 11]]
+    assert both.y.tolist() == [0, 1, 0] and both.units.tolist() == ["p", "q", "p"]
+    assert both.outlines[:, 0, 0].tolist() == [0, 0, 1] and len(set(both.nodules)) == 3
+    assert both.take(np.array([2])).images[0, 1, 0, 0] == 11
+    plain = split.joined(first, replace(second, masks=None))
+    assert plain.images.shape == (6, 4, 4) and np.isnan(plain.outlines).all(), "known to one source is not enough"

@@ -30,7 +30,9 @@ def test_the_temperature_undoes_what_made_a_model_too_sure(sharpness):
     assert temperature == pytest.approx(sharpness, rel=0.06)
     calm = decisions.tempered(p, temperature)
     ones = np.ones((1, len(y)))
-    assert metrics.ece(y, calm, ones) < 0.02 and metrics.log_loss(y, calm, ones) <= metrics.log_loss(y, p, ones)
+    assert metrics.calibration_error(y, calm, ones, ids(y)) < 0.02 and metrics.log_loss(
+        y, calm, ones
+    ) <= metrics.log_loss(y, p, ones)
     assert roc_auc_score(y, calm) == pytest.approx(roc_auc_score(y, p))
 
 

@@ -71,8 +71,9 @@ def test_more_patients_help_and_the_curve_is_scored_on_test(world, strong):
     parts = split.divide(Part(np.zeros((len(y), 64, 64)), y, np.arange(len(y)), table, patient), sides)
     train_patients = len(np.unique(parts.train.units))
     curve, errors = experiments.learning_curve(x, parts, [10, 40, train_patients], repeats=5, seed=0)
-    assert errors.shape == (5, 3) and curve["value"].is_monotonic_increasing
-    assert np.allclose(1 - errors.mean(axis=0), curve["value"])
+    assert errors.shape == (1 + metrics.RESAMPLES, 3) and curve["value"].is_monotonic_increasing
+    assert np.allclose(1 - errors[0], curve["value"])
+    assert np.allclose(1 - np.nanpercentile(errors[1:], [97.5, 2.5], axis=0), curve[["low", "high"]].T)
     p = experiments.quick(x[sides == "train"], y[sides == "train"], x[sides == "test"])
     assert curve["value"].iloc[-1] == pytest.approx(roc_auc_score(y[sides == "test"], p))
     assert ((curve["low"] < curve["value"]) & (curve["value"] < curve["high"])).all()
@@ -84,7 +85,7 @@ def test_a_power_law_is_found_again_and_carried_on():
     def truth(n):
         return 0.05 + 0.3 * (n / 20) ** -0.6
 
-    errors = truth(sizes) + rng.normal(0, 0.002, (20, 5))
+    errors = truth(sizes) + np.vstack([np.zeros(5), rng.normal(0, 0.002, (20, 5))])
     law = experiments.extrapolate(sizes, errors, np.array([780, 3120]))
     assert np.allclose(law["value"], 1 - truth(law["x"]), atol=0.005)
     assert ((law["low"] < law["value"]) & (law["value"] < law["high"])).all()
@@ -100,7 +101,7 @@ def shifted(rng, n=120):
 
 def test_a_model_falls_with_severity_and_starts_as_it_was():
     about, y, units, p = shifted(np.random.default_rng(0))
-    table = experiments.by_severity(about, y, p, units, 0, {"auc": "AUC", "ece": "ECE"})
+    table = experiments.by_severity(about, y, p, units, 0, {"auc": "AUC", "calibration_error": "calibration error"})
     auc = table[table["metric"] == "AUC"].set_index("x")["value"]
     assert list(auc.index) == [0, 1, 2] and auc[0] > auc[1] > auc[2]
     assert auc[2] == pytest.approx(roc_auc_score(y[240:], p[240:])) and set(table["shift"]) == {"fog"}
@@ -117,6 +118,7 @@ def test_what_a_recipe_gains_is_the_mean_over_severities_and_seeds():
     by_hand = np.mean([roc_auc_score(y[b], p[b]) - np.mean([roc_auc_score(y[b], w[b]) for w in worse]) for b in blocks])
     assert table.loc["good", "value"] == pytest.approx(by_hand) and table.loc["good", "low"] > 0
     assert (table.loc["same", ["value", "low", "high"]] == 0).all() and list(table.index) == ["good", "same"]
+    assert table["p_value"]["same"] == 1 and table["p_holm"]["good"] == 2 * table["p_value"]["good"] < 0.05
 
 
 def test_heads_of_each_augmentation_learn_the_same_task(tmp_path, monkeypatch):

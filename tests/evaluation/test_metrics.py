@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from scipy.stats import bootstrap
 from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, log_loss, roc_auc_score
@@ -16,13 +17,6 @@ def simulated(patients, seed):
     return experiments.simulate(patients, 10, seed)[:3]
 
 
-def by_bins(y, p):
-    """The calibration error by its definition: bins of width 0.1, the gap of each weighted by its share."""
-    bins = pd.cut(p, np.arange(11) / 10, right=False, labels=False)  # linspace would set 0.6 a little high
-    table = pd.DataFrame({"bin": bins, "y": y, "p": p}).groupby("bin")
-    return (np.abs(table["y"].mean() - table["p"].mean()) * table.size()).sum() / len(y)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(4, 60), st.sampled_from([1, 2, 8]))
 def test_weighted_metrics_are_those_of_scikit_learn(seed, n, decimals):
@@ -31,20 +25,47 @@ def test_weighted_metrics_are_those_of_scikit_learn(seed, n, decimals):
     p = np.clip(np.round(rng.random(n), decimals), 0.01, 0.99)  # few decimals make ties
     weights = rng.integers(0, 3, (5, n)) + np.isin(np.arange(n), [0, 1])
     scores = [metric(y, p, weights) for metric in metrics.METRICS.values()]
-    for row, auc, accuracy, loss, brier, ece in zip(weights, *scores, strict=True):
+    for row, auc, accuracy, loss, brier in zip(weights, *scores, strict=True):
         assert np.isclose(auc, roc_auc_score(y, p, sample_weight=row))
         assert np.isclose(accuracy, accuracy_score(y, p >= 0.5, sample_weight=row))
         assert np.isclose(loss, log_loss(y, p, sample_weight=row))
         assert np.isclose(brier, brier_score_loss(y, p, sample_weight=row))
-        repeated = np.repeat(np.arange(n), row)
-        assert np.isclose(ece, by_bins(y[repeated], p[repeated]))
+
+
+def forecast(seed, sharpness, patients=170):
+    """Patients of known risk with four patches each, and a model whose logits are ``sharpness`` times too large."""
+    rng, units = np.random.default_rng(seed), np.repeat(np.arange(patients), 4)
+    risk = rng.normal(0, 2, patients)[units] + rng.normal(0, 0.3, len(units))
+    y = (rng.random(patients)[units] < expit(risk)).astype(int)
+    return y, expit(sharpness * risk), units
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 1.6])
+def test_the_calibration_error_and_its_interval_find_the_truth(sharpness):
+    y, p, units = forecast(0, sharpness, 50_000)
+    truth = metrics.calibration_error(y, p, np.ones((1, len(y))), units)[0] if sharpness > 1 else 0.0
+    assert truth == 0 or truth > 0.05
+    scores = [metrics.score(*forecast(seed, sharpness), seed) for seed in range(40)]
+    value, low, high = (
+        np.array([score[f"calibration_error{end}"] for score in scores]) for end in ("", "_low", "_high")
+    )
+    assert np.median(value) == pytest.approx(truth, abs=0.015), "without bias"
+    assert ((low <= value) & (value <= high)).all(), "an interval holds its value"
+    assert ((low <= truth) & (truth <= high)).mean() >= 0.9
+
+
+def test_the_calibration_error_multiplies_different_patients():
+    y, p, units = np.array([1, 0, 1, 0]), np.full(4, 0.25), np.array([0, 0, 1, 2])
+    # residuals 0.75, -0.25 | 0.75 | -0.25; sums 0.5, 0.75, -0.25; products of different patients, both ways round
+    squares = 2 * (0.5 * 0.75 - 0.5 * 0.25 - 0.75 * 0.25) / (2 * (2 + 2 + 1))
+    assert metrics.calibration_error(y, p, np.ones((1, 4)), units)[0] == pytest.approx(np.sqrt(squares))
 
 
 def test_a_score_holds_the_value_inside_its_interval():
     y, p, units = simulated(40, 0)
     scores = metrics.score(y, p, units)
     assert np.isclose(scores["auc"], roc_auc_score(y, p)) and scores["n"] == 400
-    for name in metrics.METRICS:
+    for name in (*metrics.METRICS, metrics.CALIBRATION):
         assert scores[f"{name}_low"] < scores[name] < scores[f"{name}_high"]
     assert np.isfinite(metrics.score(y, y.astype(float), units)["log_loss"]), "certain and right"
 
@@ -217,42 +238,48 @@ def test_slices_that_graze_a_nodule_do_not_count_where_their_order_is_known():
     assert metrics.over_slices(table, ["p"])["p"].tolist() == pytest.approx([0.55] * 4 + [0.3] * 2 + [0.9])
 
 
-def test_every_two_models_are_compared_once_as_the_paired_bootstrap_does():
+def test_each_model_is_compared_with_the_planned_ones_as_the_paired_bootstrap_does():
     y, p, units = simulated(40, 4)
     rng = np.random.default_rng(0)
     worse, coin = np.clip(p + rng.normal(0, 0.2, len(p)), 0.01, 0.99), rng.random(len(p))
-    table = metrics.pairwise(y, {"p": p, "worse": worse, "coin": coin}, units)
-    assert table[["name", "other"]].values.tolist() == [["p", "worse"], ["p", "coin"], ["worse", "coin"]]
-    for metric in ("auc", "accuracy"):
-        difference, row = metrics.paired(y, p, worse, units, metric), table.iloc[0]
-        of_row = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"], row[f"{metric}_p"]]
-        assert of_row == list(difference.values())
-        assert np.array_equal(table[f"{metric}_holm"], metrics.holm(table[f"{metric}_p"].to_numpy()))
+    models = {"p": p, "worse": worse, "coin": coin}
+    table = metrics.against(y, models, ["coin", "p"], units)
+    assert table[["name", "other"]].values.tolist() == [["p", "coin"], ["worse", "coin"], ["worse", "p"]]
+    assert table.iloc[2][["value", "low", "high", "p_value"]].to_dict() == metrics.paired(y, worse, p, units)
+    assert np.array_equal(table["p_holm"], metrics.holm(table["p_value"].to_numpy()))
 
 
-def test_mcnemar_is_the_exact_binomial_test_of_the_discordant():
-    # 8 patches that only the first gets right, 2 that only the second does: 2 * (1 + 10 + 45) / 2**10
-    y = np.ones(20, dtype=int)
-    first = np.r_[np.ones(8), np.zeros(2), np.ones(10)]
-    second = np.r_[np.zeros(8), np.ones(2), np.ones(10)]
-    y, first, second = (np.r_[values, 0] for values in (y, first, second))
-    (row,) = metrics.pairwise(y, {"a": first, "b": second}, np.arange(21)).to_dict("records")
-    assert row["mcnemar"] == pytest.approx(2 * 56 / 1024) and row["accuracy"] == pytest.approx(6 / 21)
-    same = metrics.pairwise(y, {"a": first, "b": first}, np.arange(21))
-    assert same["mcnemar"].item() == 1
+def test_a_known_difference_is_found_in_spite_of_many_comparisons():
+    found = 0
+    for seed in range(20):
+        y, p, units = simulated(80, seed)
+        rng = np.random.default_rng(10_000 + seed)
+        coins = {f"coin {i}": rng.random(len(p)) for i in range(100)}
+        worse = expit(np.log(p / (1 - p)) + np.repeat(rng.normal(0, 2, 80), 10))
+        table = metrics.against(y, coins | {"worse": worse, "p": p}, ["p"], units, seed).set_index("name")
+        found += table["p_holm"]["worse"] < 0.05
+    assert found >= 16, "an AUC about 0.1 lower, beside a hundred others"
 
 
-def test_mcnemar_of_patches_is_too_sure_where_patients_bring_several():
-    alarms = {"mcnemar": 0, "accuracy_p": 0}
+def test_patches_taken_as_independent_make_a_comparison_too_sure():
+    alarms = {"patients": 0, "patches": 0}
     for seed in range(100):
         y, p, units = simulated(60, seed)
         rng = np.random.default_rng(10_000 + seed)
         noise = [np.repeat(rng.normal(0, 1, 60), 10) for _ in range(2)]
-        scores = {name: 1 / (1 + np.exp(-(np.log(p / (1 - p)) + n))) for name, n in zip("ab", noise, strict=True)}
-        row = metrics.pairwise(y, scores, units, seed).iloc[0]
-        for name in alarms:
-            alarms[name] += row[name] < 0.05
-    assert alarms["accuracy_p"] <= 12 and alarms["mcnemar"] >= 25
+        first, second = (expit(np.log(p / (1 - p)) + n) for n in noise)
+        for name, resampled in (("patients", units), ("patches", np.arange(len(y)))):
+            alarms[name] += metrics.paired(y, first, second, resampled, seed=seed)["p_value"] < 0.05
+    assert alarms["patients"] <= 12 and alarms["patches"] >= 25
+
+
+def test_a_rate_of_all_or_nothing_has_wilsons_interval():
+    hits, units = np.column_stack([np.ones(12), np.zeros(12), np.arange(12) % 2]), np.repeat(np.arange(4), 3)
+    table = metrics.rates(hits, np.ones_like(hits), units)
+    assert table.loc[0, ["low", "high"]].tolist() == list(metrics.wilson(1.0, 4)) and table["high"][0] == 1
+    assert table.loc[1, ["low", "high"]].tolist() == list(metrics.wilson(0.0, 4)) and table["high"][1] > 0.4
+    assert table.iloc[2].equals(metrics.shares(hits, np.ones_like(hits), units).iloc[2])
+    assert np.allclose(metrics.wilson(0.5, 10), (0.2366, 0.7634), atol=1e-4)
 
 
 def test_shares_are_ratios_of_sums_and_empty_where_nothing_is_counted():

@@ -33,12 +33,6 @@ def test_a_forest_has_a_row_for_each_side_of_each_network():
     assert list(forest) == ["name", "part", "value", "low", "high"]
 
 
-def test_the_square_shows_each_pair_both_ways_round():
-    compared = pd.DataFrame({"name": ["a", "a", "b"], "other": ["b", "c", "c"], "auc": [0.1, 0.2, 0.3]})
-    square = tables.square(compared.assign(auc_holm=[0.01, 0.2, 0.5]), "auc", ["a", "b"])
-    assert square[["row", "column", "value", "sure"]].values.tolist() == [["a", "b", 0.1, 1], ["b", "a", -0.1, 1]]
-
-
 def test_phases_end_the_head_where_all_layers_begin():
     head = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.6], "valid_loss": [0.8, 0.7], "accuracy": 0.5})
     table = tables.phases({"a": TRAINED}, head)

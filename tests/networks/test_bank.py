@@ -139,6 +139,17 @@ def test_the_strongest_maps_of_every_stage_are_those_with_the_highest_means(body
         assert np.allclose(shown.mean((1, 2)), highest, rtol=1e-3), "repeating pixels keeps the mean"
 
 
+def test_the_first_filter_makes_its_map_of_the_patch(body, images):
+    kernel, shown = bank.first_filter(body, images[0])
+    grey = body.eval().prepare(torch.from_numpy(images[:1]).to(body.mean.device))
+    layer = next(layer for layer in body.modules() if isinstance(layer, torch.nn.Conv2d))
+    with torch.inference_mode():
+        maps = layer(grey)[0].cpu().numpy()
+    assert shown.std() == pytest.approx(maps.std((1, 2)).max(), rel=1e-5)
+    (which,) = [k for k, of_filter in enumerate(maps) if np.array_equal(of_filter, shown)]
+    assert np.allclose(kernel, layer.weight[which].sum(0).detach().cpu().numpy())
+
+
 # What is kept
 
 

@@ -234,3 +234,20 @@ def test_first_weights_in_folds_follow_from_the_seed_alone():
         make = lambda _: small.Plain()  # noqa: E731
         found.append(finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-3, bfloat16=False), **options))
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
+
+def test_patches_of_another_source_are_learned_from_unless_their_unit_is_left_out():
+    fold, taught = np.arange(N) // 4 % 3 - 1, []  # a third is of another source
+
+    def make(parts):
+        taught.append(parts)
+        return small.seeded(small.Plain, 0)
+
+    units = np.array([f"u{i % 8}" for i in range(N)])
+    part = replace(PATCHES, units=units)
+    p = finetune.cross_validate(make, part, fold, Recipe(lr=1e-3), epochs=1, name="t")
+    assert p.shape == ((fold >= 0).sum(), 8) and len(taught) == 2
+    for k, parts in enumerate(taught):
+        assert np.array_equal(np.sort(parts.valid.rows), np.flatnonzero(fold == k))
+        apart = np.isin(units, units[fold == k])
+        assert np.array_equal(np.sort(parts.train.rows), np.flatnonzero((fold == 1 - k) | ((fold == -1) & ~apart)))

@@ -5,11 +5,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from nodules import course, paths, record
 from nodules.errors import InputError
-from nodules.report import cards, page, text
+from nodules.report import answer, cards, page, text
 
 FOREST = {"arguments": {"label": "AUC", "reference": 0.5}, "draw": "intervals"}
 FIGURE_1, FIGURE_21 = course.figure_name(1), course.figure_name(21)
@@ -51,7 +52,8 @@ def run(keep, tmp_path):
 
 
 def figures(*names):
-    return {name: {"title": f"Title of {name}", "caption": f"About {name}.", "source": "s"} for name in names}
+    about = {"notebook": course.DATA.name, "alt": "A dot", "source": "s"}
+    return {name: about | {"title": f"Title of {name}", "caption": f"About {name}."} for name in names}
 
 
 def section(report, heading):
@@ -70,11 +72,11 @@ def shown(content, folder, *names):
 def test_the_report_is_one_page_with_everything_in_it(run, tmp_path):
     report = page.build(run, tmp_path / "figures").read_text()
     assert f"All about {FIGURE_1}." in report and "All about forest." in report and "<h3" in report
-    assert report.count("data:image/png;base64") == 2
+    assert report.count("data:image/png;base64") == 3
     assert report.count("Not made in this run") == len(course.FIGURES) - 1
     for outside in ('src="http', "<script", "@import", "<link"):
         assert outside not in report
-    places = [report.index(heading) for heading in course.HEADINGS.values()]
+    places = [report.index(f">{short}<a") for short in course.SHORT.values()]
     assert places == sorted(places)
     assert "All about forest" in section(report, "Further figures")
 
@@ -85,7 +87,7 @@ def test_every_figure_has_a_sidecar_and_old_ones_go(run, tmp_path):
     (out / "old.png").write_bytes(b"")
     (out / "old.json").write_text("{}")
     page.build(run, out)
-    pictures = [f"{name}.{kind}" for name in (FIGURE_1, "forest") for kind in ("png", "json")]
+    pictures = [f"{name}.{kind}" for name in (FIGURE_1, "forest", "answer") for kind in ("png", "json")]
     assert {path.name for path in out.iterdir()} == {*pictures, "results.json", "report.html", *page.CARDS}
     about = json.loads((out / f"{FIGURE_1}.json").read_text())
     for key in ("notebook", "profile", "parameters", "git_revision", "data_sha256", "caption"):
@@ -110,7 +112,8 @@ def test_the_readme_gets_its_tables_between_their_marks(run, tmp_path):
     page.build(run, tmp_path / "figures", readme)
     written = readme.read_text()
     assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
-    assert "| ruler on the slice, mm | 0.913 (0.863 to 0.943) | 0.813 (" in written.split("between")[0]
+    assert "TTA | 0.950 (0.931 to 0.964) | – | the 2019 report" in written.split("between")[0]
+    assert "| real nodules, patients apart |" in written.split("between")[0]
     assert "(notebooks/01_data.ipynb)" in written.split("between")[1]
     page.build(run, tmp_path / "figures", readme)
     assert readme.read_text() == written
@@ -138,13 +141,14 @@ def test_the_discussion_puts_our_rows_beside_the_cited_ones(content, tmp_path):
     rows = discussion.split("<tr>")
     (ours,) = (row for row in rows if "<td>ruler on the slice, mm</td>" in row)
     assert "0.913 (0.863 to 0.943)" in ours and "LIDC phantom" in ours and course.DATA.name in ours
+    kept = answer.rows(answer.real())
+    for row in kept.values():
+        assert f"<td>{text.interval(row, 'auc')}</td>" in discussion
+    assert discussion.count("this project, a kept run") == len(kept)
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
-    measured = cited[cited["auc_low"].notna()]
-    assert len(measured) == 9 and measured["model"].str.startswith("This project on real").all()
-    for row in measured.itertuples():
-        assert f"<td>{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})</td>" in discussion
+    assert cited[["model", "data", "split", "source"]].notna().all(axis=None)
     for accuracy in (0.95, 0.93, 0.81, 0.68, 0.59, 0.863):
-        (row,) = cited[cited["auc_low"].isna() & (cited["accuracy"] == accuracy)].itertuples()
+        (row,) = cited[cited["accuracy"] == accuracy].itertuples()
         (line,) = (line for line in rows if f"<td>{row.model}</td>" in line)
         assert f"<td>{accuracy}</td>" in line and row.split in line and row.source in line
     assert "is 0.932 to 0.965" in discussion and "62.2%" in discussion and "not stated" in discussion
@@ -200,8 +204,37 @@ def test_each_figure_is_shown_once_and_in_its_section(content, tmp_path):
     assert report.count("data:image/png;base64") == len(names)
     assert "About learning_curve" in section(report, "Would more data help?")
     assert "About radiologists" in section(report, "How does the model compare with a radiologist?")
-    assert f"About {FIGURE_21}" in section(report, course.HEADINGS[FIGURE_21])
+    assert f"About {FIGURE_21}" in section(report, f"{course.SHORT[FIGURE_21]}<")
     assert "About extra" in section(report, "Further figures")
+
+
+def test_each_figure_and_section_can_be_reached_and_is_described(content, tmp_path):
+    soup = BeautifulSoup(shown(content, tmp_path, FIGURE_21, "extra"), "html.parser")
+    links = {link["href"] for link in soup.nav.find_all("a")}
+    assert {f"#fig-{FIGURE_21}", "#fig-extra"} <= links
+    targets = {f"#{tag['id']}" for tag in soup.main.find_all(id=True)}
+    assert links <= targets and len(links) > 20
+    for figure in soup.find_all("figure"):
+        assert figure.img["alt"] == "A dot" and figure.figcaption.get_text().startswith("About ")
+    for table in soup.find_all("table"):
+        assert table.parent["class"] == ["scroll"] and table.parent["aria-label"]
+
+
+def test_no_table_shows_a_raw_float(keep, tmp_path):
+    folder = keep(course.DATA, {}, tables=[{"name": "loss", "caption": "Losses"}])
+    (folder / "loss.csv").write_text("name,value\nhigh,1026852159.505\nlow,0.12345\nnone,\nendless,inf\ncount,3.0\n")
+    tables = section(page.build(folder.parent, tmp_path / "figures").read_text(), "Tables")
+    assert re.findall(r"<td>([^<a-z][^<]*|infinite)</td>", tables) == ["1.03e+09", "0.123", "–", "infinite", "3"]
+
+
+def test_the_first_screen_answers_the_question(content, tmp_path):
+    report = shown(content, tmp_path, "answer")
+    first = report[report.index("<main>") : report.index("<h2")]
+    kept = answer.values(content)["real"]
+    assert "0.95 was measured on shuffled patches" in first and "62.2%" in first and "About answer" in first
+    for row, metric in (("frozen", "accuracy"), ("nodule", "accuracy"), ("ruler", "accuracy")):
+        assert text.interval(kept[row], metric, ".0%") in first
+    assert f"{kept['card']['nodules']} real nodules" in first and "What stays open" in first
 
 
 def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):

@@ -47,10 +47,6 @@ def test_an_interval_that_touches_the_reference_claims_nothing():
     assert text.interval(known, "b", "+.2f") == "-0.10 (-0.20 to -0.01)"
 
 
-def test_the_interval_of_a_share_is_wilsons():
-    assert np.allclose(text.wilson(0.5, 10), (0.2366, 0.7634), atol=1e-4)
-
-
 def test_an_empty_cell_is_a_dash():
     table = pd.DataFrame({"n": [1, 2], "value": [0.5, np.nan], "name": ["x", None]})
     assert text.markdown(table).splitlines()[2:] == ["| 1 | 0.5 | x |", "| 2 | – | – |"]

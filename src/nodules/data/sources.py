@@ -28,6 +28,10 @@ SOURCES = {
             "median patch's 5th, 25th and 50th percentiles agree within 10 HU, and the radial power spectrum within a "
             "fifth; yet a small network tells the two apart with an AUC of 0.80 (three folds by patient, 0.78 to 0.84; "
             "0.5 would be indistinguishable). Here nodules lie off the patch's centre; real patches are centred.",
+            "A nodule network taught by the phantom alone ranks real LIDC-IDRI nodules with an AUC of 0.899 (0.876 to "
+            "0.922; 1243 nodules of 579 patients, five folds, the patients of a fold left out of the phantom). One "
+            "taught by real slices ranks the phantom's nodules with 0.906 (0.890 to 0.921), but has seen many of them "
+            "as they really look.",
             "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's location in "
             "the lung. Here a nodule's surroundings say nothing about it; in patients they do.",
             "The labels are radiologists' opinions, not pathology; nodules with a median rating of 3 are left out.",

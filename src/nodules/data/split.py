@@ -250,16 +250,3 @@ def counts(assigned: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return out.reindex(SPLITS)
-
-
-def by_class(assigned: pd.DataFrame) -> pd.DataFrame:
-    """Patches by split and class: ``split, class, patches``, for :func:`nodules.plots.class_counts`."""
-    table = pd.crosstab(assigned["split"], assigned["malignant"]).reindex(SPLITS)
-    table = table.rename(columns={0: "benign", 1: "malignant"}).rename_axis(columns="class")
-    return table.stack().reset_index(name="patches")
-
-
-def by_patient(assigned: pd.DataFrame) -> pd.DataFrame:
-    """Patches per patient: ``split, patient, patches``, for :func:`nodules.plots.patients_per_split`."""
-    table = assigned.groupby(["split", "patient"]).size().rename("patches")
-    return table.reindex(SPLITS, level="split").reset_index()

@@ -27,6 +27,7 @@ from nodules.networks.bank import Bank
 
 COMPONENTS, STRENGTH = 128, 1e-2  # of the quick model: components, inverse regularisation
 LEAKS = {"auc": "AUC", "accuracy": "accuracy", "log_loss": "log-loss"}
+REFITS = 300  # of the power law of a learning curve
 # Comparison of augmentations: augmented views per patch, heads per kind, epochs per head
 ABLATION_VIEWS, ABLATION_SEEDS, ABLATION_EPOCHS = 2, 3, 20
 
@@ -112,20 +113,22 @@ def learning_curve(
         seed: of the draws and the bootstrap.
 
     Returns:
-        ``x`` (size), ``value, low, high`` of the mean over draws; and 1 - AUC of each draw, (repeats, sizes).
+        ``x`` (size), ``value, low, high`` of the mean over draws; and 1 - that mean on the test patches and on
+        their resamples, (1 + R, sizes).
     """
     rng, train, test = np.random.default_rng(seed), parts.train, parts.test
     names, rows = np.unique(train.units), []
-    errors = np.empty((repeats, len(sizes)))
+    weights = np.vstack([np.ones(len(test)), metrics.bootstrap_weights(test.units, seed)])
+    errors = np.empty((len(weights), len(sizes)))
     for column, size in enumerate(tqdm(sizes, "learning curve", unit="size")):
         draws: list[np.ndarray] = []
         while len(draws) < repeats:
             chosen = np.isin(train.units, rng.choice(names, size, replace=False))
             if len(np.unique(train.y[chosen])) == 2:
                 draws.append(quick(x[train.rows[chosen]], train.y[chosen], x[test.rows]))
-        errors[:, column] = [1 - metrics.auc(test.y, p, np.ones((1, len(test))))[0] for p in draws]
-        score = metrics.score(test.y, np.stack(draws), test.units, seed)
-        rows.append({"x": size, "value": score["auc"], "low": score["auc_low"], "high": score["auc_high"]})
+        aucs = np.mean([metrics.auc(test.y, p, weights) for p in draws], axis=0)
+        errors[:, column] = 1 - aucs
+        rows.append({"x": size, **metrics.interval(aucs)})
     return pd.DataFrame(rows), errors
 
 
@@ -136,7 +139,8 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
 
     Args:
         sizes: (S,), ascending.
-        errors: 1 - AUC of each repeat, (R, S); one law is fitted to each, and their spread is the band.
+        errors: 1 - AUC on the test patches and on resamples of them, (1 + R, S), as from :func:`learning_curve`; a law
+            is fitted to each, so the band holds what is uncertain about the measurements.
         at: sizes to show, (X,).
     """
 
@@ -147,9 +151,10 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
         start, bounds = (error.min() / 2, error.max(), 0.5), ([0, 0, 0.01], [0.5, 1, 3])
         return law(at, *curve_fit(law, sizes, error, start, bounds=bounds)[0])
 
-    every = np.stack([fitted(error) for error in errors])
-    low, high = np.percentile(1 - every, [2.5, 97.5], axis=0)
-    return pd.DataFrame({"x": at, "value": 1 - fitted(errors.mean(axis=0)), "low": low, "high": high})
+    whole = np.isfinite(errors).all(axis=1)  # not where a resample has one class
+    first, *resampled = (1 - fitted(error) for error in errors[whole][: 1 + REFITS])
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return pd.DataFrame({"x": at, "value": first, "low": low, "high": high})
 
 
 def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str) -> list[nn.Module]:
@@ -219,7 +224,8 @@ def gains(
         reference: a key of ``p``.
 
     Returns:
-        ``row`` (recipe), ``column`` (shift), ``value, low, high``.
+        ``row`` (recipe), ``column`` (shift), ``value, low, high, p_value``, and ``p_holm`` after
+        :func:`nodules.evaluation.metrics.holm`.
     """
     first = next(block.index for _, block in about.groupby(["shift", "severity"], sort=False))
     weights = np.vstack([np.ones(len(first)), metrics.bootstrap_weights(units[first], seed)])
@@ -233,9 +239,12 @@ def gains(
             for name, trainings in p.items()
         }
         for name in auc.keys() - {reference}:
-            rows.append({"row": name, "column": shift, **metrics.interval(auc[name] - auc[reference])})
+            difference = auc[name] - auc[reference]
+            about = {"row": name, "column": shift, **metrics.interval(difference)}
+            rows.append(about | {"p_value": metrics.p_value(difference)})
     order = [name for name in p if name != reference]
-    return pd.DataFrame(rows).sort_values("row", key=lambda names: names.map(order.index), kind="stable")
+    table = pd.DataFrame(rows).sort_values("row", key=lambda names: names.map(order.index), kind="stable")
+    return table.assign(p_holm=metrics.holm(table["p_value"].to_numpy()))
 
 
 def simulate(patients: int, slices: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:

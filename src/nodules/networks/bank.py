@@ -108,6 +108,18 @@ def strongest(body: bodies.Body, image: np.ndarray, count: int) -> np.ndarray:
     return torch.stack([F.interpolate(m[None], size=(side, side))[0] for m in best]).cpu().numpy()
 
 
+@torch.inference_mode()
+def first_filter(body: bodies.Body, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The filter of the first layer whose map of a patch (64, 64) varies most, summed over the channels, and that map.
+
+    All channels show the same grey image, so the sum is the filter that the image meets, (K, K).
+    """
+    layer = next(layer for layer in body.modules() if isinstance(layer, torch.nn.Conv2d))
+    maps = layer(body.eval().prepare(torch.from_numpy(image.astype(np.float32))[None].to(body.mean.device)))[0]
+    most = int(maps.std((1, 2)).argmax())
+    return layer.weight[most].sum(0).cpu().numpy(), maps[most].cpu().numpy()
+
+
 def _key(body: bodies.Body, images: np.ndarray) -> dict[str, Any]:
     """Everything that features depend on, except pooling and views."""
     code = "".join(inspect.getsource(module) for module in (bodies, transforms, sys.modules[__name__]))

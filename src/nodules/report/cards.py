@@ -10,7 +10,7 @@ import pandas as pd
 from nodules import course
 from nodules.data import patches, phantom, sources, split
 from nodules.evaluation import decisions, metrics
-from nodules.report import text
+from nodules.report import answer, text
 
 MODEL = "second result, with TTA"  # of the notebook on training: the row that the model card is about
 NOTEBOOKS = ("data", "architectures", "rate_finder", "head", "whole", "interpretation", "evaluation")  # in templates
@@ -42,6 +42,8 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
         "card": content["card"],
         "units": "patches" if content["card"]["patients"] is None else "patients",
         **{name: kept.get(lesson.name, {}) for name, lesson in zip(NOTEBOOKS, course.LESSONS, strict=True)},
+        "majority": sources.KAGGLE_COUNTS["benign"] / sources.KAGGLE_COUNTS["patches"],
+        **answer.values(content),
         **CONSTANTS,
     }
 
@@ -97,7 +99,7 @@ def result_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         "weights": [row.get("weights", "none") for row in rows],
         "split": [row["split"] for row in rows],
         "seed": [row["seed"] for row in rows],
-        "test patches": [row["n"] for row in rows],
+        "tested": [f"{row['n']} {row.get('counted', 'patches')}" for row in rows],
     }
     return pd.DataFrame(columns)
 

@@ -1,24 +1,27 @@
 """The report: every figure drawn from its kept data, ``results.json``, the cards, one self-contained page."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from PIL import Image
 from tqdm import tqdm
 
 from nodules import course, paths, plots, record
-from nodules.data.sources import KAGGLE_COUNTS
 from nodules.errors import InputError
 from nodules.evaluation import metrics
-from nodules.report import cards, text
+from nodules.report import answer, cards, text
 
 CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
 RESULTS_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
+PICO = "pico.classless.min.css"  # https://picocss.com, version 2.1.1, MIT licence
 NOTEBOOKS_MARKS = ("<!-- notebooks: written by make figures -->", "<!-- end of notebooks -->")
 
 
@@ -26,7 +29,7 @@ class Album:
     """The figures of a run, each shown once: where the text asks for it, or with the rest.
 
     Args:
-        figures: by name; ``title``, ``caption`` and ``source`` of each.
+        figures: by name; ``title``, ``alt``, ``caption``, ``source`` and ``notebook`` of each.
     """
 
     def __init__(self, figures: dict[str, dict[str, Any]]) -> None:
@@ -36,9 +39,16 @@ class Album:
         """A figure in markdown; empty if the run did not make it."""
         return _picture(name, self.figures.pop(name)) if name in self.figures else ""
 
-    def rest(self) -> list[tuple[str, str]]:
-        """Title and markdown of every figure that was not shown yet."""
-        return [(about["title"], _picture(name, about)) for name, about in self.figures.items()]
+    def rest(self) -> list[tuple[course.Lesson, list[str]]]:
+        """The markdown of every figure that was not shown yet, by notebook."""
+        left = [
+            (
+                lesson,
+                [_picture(name, about) for name, about in self.figures.items() if about["notebook"] == lesson.name],
+            )
+            for lesson in course.LESSONS
+        ]
+        return [(lesson, pictures) for lesson, pictures in left if pictures]
 
 
 def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
@@ -62,7 +72,7 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     if not folders:
         raise InputError(f"{run_dir}: no notebook has been run here; run make notebooks first")
     content = _gather(folders)
-    figures = _draw(folders, folder)
+    figures = _draw(folders, folder) | {"answer": _answer(content, folder)}
     record.write_json(folder / "results.json", content)
     for name, card in CARDS.items():
         _write(folder / name, card(content))
@@ -94,12 +104,43 @@ def page(
     """
     values = cards.values(content) | _comparison(content)
     values |= {"data_card": cards.data_card(content), "results": cards.result_table(content["rows"])}
-    values |= {"figures": Album(figures), "tables": [(caption, table.round(3)) for caption, table in tables]}
+    values |= {"figures": Album(figures), "tables": [(caption, table.map(_legible)) for caption, table in tables]}
     report = text.render("report.md", values | {"left_out": content["left_out"]})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(report)])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
-    return text.render("page.html", {"body": body})
+    return text.render("page.html", _structured(body) | {"pico": (text.TEMPLATES / PICO).read_text(encoding="utf-8")})
+
+
+def _structured(body: str) -> dict[str, Any]:
+    """What ``page.html`` names: the body with figures and tables marked up, its outline and its pictures."""
+    soup = BeautifulSoup(body, "html.parser")
+    for image in soup.find_all("img"):
+        figure, caption = image.parent, image.parent.find_next_sibling("p")
+        anchor, _, title = image["title"].partition("|")
+        figure.name, figure["id"], caption.name, figure["data-title"] = "figure", f"fig-{anchor}", "figcaption", title
+        del image["title"]
+        figure.append(caption.extract())
+    for table in soup.find_all("table"):
+        about = table.find_previous(["h2", "h3"]).get_text().removesuffix("¶")
+        attributes = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": f"Table: {about}"}
+        table.wrap(soup.new_tag("div", attrs=attributes))
+    headings = [(int(tag.name[1]), tag["id"], tag.get_text().removesuffix("¶")) for tag in soup.find_all(["h2", "h3"])]
+    return {
+        "title": soup.h1.get_text().removesuffix("¶"),
+        "body": str(soup),
+        "outline": [heading for heading in headings if heading[2] not in course.SHORT.values()],
+        "pictures": [(tag["id"], tag["data-title"]) for tag in soup.find_all("figure")],
+    }
+
+
+def _legible(value: Any) -> Any:
+    """A cell as people read it: three decimals, or three digits if it is large; empty if it is not a number."""
+    if not isinstance(value, float):
+        return value
+    if not np.isfinite(value):
+        return None if np.isnan(value) else "infinite"
+    return f"{value:.3g}" if abs(value) >= 1000 else int(value) if value == int(value) else round(value, 3)
 
 
 def renewed(readme: Path, content: dict[str, Any]) -> str:
@@ -108,8 +149,7 @@ def renewed(readme: Path, content: dict[str, Any]) -> str:
     Raises:
         InputError: it lacks the marks around them.
     """
-    results = cards.result_table(content["rows"])
-    table = text.render("results.md", cards.values(content) | {"results": results})
+    table = text.render("results.md", cards.values(content) | {"brief": _brief(content)})
     return _between(readme, with_notebooks(readme), RESULTS_MARKS, table)
 
 
@@ -159,26 +199,41 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
     """What ``discussion.md`` names: this run's rows beside those of others (``cited.csv``), and what was measured."""
     rows = cards.rows_of(content, course.DATA, course.TRAINING, course.WHOLE)
     ours = cards.result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
+    kept = list(answer.rows(answer.real()).values())
+    kept = cards.result_table(kept).assign(data="real nodules of LIDC-IDRI", source="this project, a kept run")
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
-    theirs = cited.assign(**{"test patches": cited["patches"].map("{:.0f}".format, na_action="ignore")})
+    tested = cited["patches"].map("{:.0f} ".format, na_action="ignore") + cited["counted"]
+    theirs = cited.assign(tested=tested)
     for metric in ("AUC", "accuracy"):
-        theirs[f"{metric} (95% interval)"] = [_cited(row, metric.lower()) for row in cited.to_dict("records")]
-    columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "test patches", "source"]
+        theirs[f"{metric} (95% interval)"] = cited[metric.lower()].map("{:.3g}".format, na_action="ignore")
+    columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "tested", "source"]
     low, high = metrics.wilson(cited["accuracy"][0], cited["patches"][0])
     return {
-        "compared": pd.concat([ours, theirs])[columns].fillna("not stated"),
-        "measured": pd.read_csv(text.TEMPLATES / "measured.csv"),
+        "compared": pd.concat([ours, kept, theirs])[columns].fillna("not stated"),
+        "measured": answer.ingredients(),
         "low": low,
         "high": high,
-        "majority": KAGGLE_COUNTS["benign"] / KAGGLE_COUNTS["patches"],
     }
 
 
-def _cited(row: dict[str, Any], metric: str) -> str | None:
-    """What a cited row states of a metric, with its interval if it has one; None if it states nothing."""
-    if pd.isna(row[metric]):
-        return None
-    return str(row[metric]) if pd.isna(row[f"{metric}_low"]) else text.interval(row, metric)
+def _brief(content: dict[str, Any]) -> pd.DataFrame:
+    """The README's table: the report's number above some of this run and the best network on real nodules."""
+    table = answer.table(content)
+    parts, names = table["part"].unique(), {key: name for key, (name, _) in answer.SHOWN.items()}
+    of_run = [names[key] for key in ("benign", "ruler", "frozen", "nodule")]
+    chosen = (table["part"] == parts[-1]) & table["name"].isin(of_run)
+    chosen |= (table["part"] == parts[1]) & (table["name"] == names["nodule"]) | (table.index == 0)
+    table = table[chosen]
+    table["accuracy"] = [
+        text.interval({"": row.value, "_low": row.low, "_high": row.high}, "") for row in table.itertuples()
+    ]
+    titles = {
+        "name": "model",
+        "accuracy": "accuracy (95% interval)",
+        "auc": "AUC (95% interval)",
+        "part": "measured on",
+    }
+    return table[list(titles)].rename(columns=titles)
 
 
 def _draw(folders: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
@@ -189,12 +244,27 @@ def _draw(folders: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
         figure, about = record.redraw(path)
         _save(figure, folder / f"{path.stem}.png")
         record.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
-        figures[path.stem] = about | {"title": plots.title(figure)}
+        figures[path.stem] = about | {"title": plots.title(figure), "alt": plots.described(figure)}
     for picture in folder.glob("*.png"):
-        if picture.stem not in figures:
+        if picture.stem not in (*figures, "answer"):
             picture.unlink(missing_ok=True)
             picture.with_suffix(".json").unlink(missing_ok=True)
     return dict(sorted(figures.items(), key=lambda item: (item[1]["notebook"], item[1]["order"])))
+
+
+def _answer(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Draw the first screen's figure from the results of this run, the one on real nodules, and the 2019 report."""
+    about = {
+        "caption": "Share called right, with 95% intervals; the 2019 report's as if its patches were independent. "
+        "On nodules, networks give the mean of their opinions on the slices.",
+        "source": f"{content['runs'][0]['data']}; real nodules of LIDC-IDRI; the 2019 report's figures 14, 15 and 22",
+        "notebook": "",
+    }
+    table = answer.table(content)
+    figure = plots.stamp(plots.bars(table, "accuracy", "How much of 0.95 is real?"), about["source"])
+    _save(figure, folder / "answer.png")
+    record.write_json(folder / "answer.json", about | {"table": json.loads(table.to_json(orient="records"))})
+    return about | {"title": plots.title(figure), "alt": plots.described(figure)}
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -205,7 +275,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _picture(name: str, about: dict[str, Any]) -> str:
-    return f"![{about['title']}]({name}.png)\n\n{about['caption']} *{about['source']}.*"
+    alt, title = (about[key].replace("[", "(").replace("]", ")").replace('"', "'") for key in ("alt", "title"))
+    return f'![{alt}]({name}.png "{name}|{title}")\n\n{about["caption"]} *{about["source"]}.*'
 
 
 def _write(path: Path, content: str) -> Path:

@@ -1,0 +1,74 @@
+"""How much of 0.95 is real: the 2019 report, a kept run on real nodules, and this run, side by side."""
+
+import json
+import re
+from typing import Any
+
+import pandas as pd
+
+from nodules.evaluation import metrics
+from nodules.report import text
+
+REAL = text.TEMPLATES / "real"  # what make figures kept of a run on real nodules, which are not part of this project
+REPORT = "The report: "  # rows of cited.csv
+SHOWN = {  # title and name of each row that is compared
+    "benign": ("always “benign”, per patch", r"prevalence"),
+    "frozen": ("frozen ResNet, its head trained, TTA; per patch", r"second result, with TTA"),
+    "patch": ("nodule network, per patch", r"nodule network, \d+ folds, patches"),
+    "ruler": ("a ruler, per nodule", r"ruler on the whole nodule, \d+ folds, nodules"),
+    "nodule": ("nodule network, per nodule", r"nodule network, \d+ folds, nodules"),
+    "both": ("nodule network and ruler, per nodule", r"network and ruler, \d+ folds, nodules"),
+}
+
+
+def real() -> dict[str, Any]:
+    """The ``results.json`` of the kept run on real nodules."""
+    return json.loads((REAL / "results.json").read_text(encoding="utf-8"))
+
+
+def ingredients() -> pd.DataFrame:
+    """What each ingredient of the nodule network gained there: ``without, per patch, per nodule``."""
+    table = pd.read_csv(REAL / "ingredients.csv")
+    table["gain"] = [f"{row.value:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()]
+    wide = table.pivot(index="without", columns="counted", values="gain").reindex(table["without"].unique())
+    wide.columns = [f"per {counted.removesuffix('s')}" for counted in wide.columns]
+    return wide[sorted(wide.columns, reverse=True)].reset_index().rename(columns={"without": "compared with"})
+
+
+def rows(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of a run that are compared, by key of ``SHOWN``; those that it has."""
+    found = {key: [r for r in content["rows"] if re.fullmatch(name, r["name"])] for key, (_, name) in SHOWN.items()}
+    return {key: matching[0] for key, matching in found.items() if matching}
+
+
+def reported() -> list[dict[str, Any]]:
+    """The 2019 report's accuracies, with the interval that they would have if patches were independent."""
+    cited = pd.read_csv(text.TEMPLATES / "cited.csv")
+    of_report = cited[cited["model"].str.startswith(REPORT)].to_dict("records")
+    for row in of_report:
+        row["accuracy_low"], row["accuracy_high"] = metrics.wilson(row["accuracy"], row["patches"])
+    return of_report
+
+
+def table(content: dict[str, Any]) -> pd.DataFrame:
+    """All of them: ``name, part`` (where it was measured), ``value, low, high`` (accuracy), ``auc`` (as text)."""
+    named = [(row["model"].removeprefix(REPORT), "the 2019 report, shuffled patches", row) for row in reported()]
+    for run, title in ((real(), "real nodules, patients apart"), (content, content["runs"][0]["data"])):
+        named += [(SHOWN[key][0], title, row) for key, row in rows(run).items()]
+    lines = [
+        {"name": name, "part": part, "auc": text.interval(row, "auc") if "auc_low" in row and "n" in row else None}
+        | {end: row[f"accuracy{name}"] for end, name in (("value", ""), ("low", "_low"), ("high", "_high"))}
+        for name, part, row in named
+    ]
+    return pd.DataFrame(lines)
+
+
+def values(content: dict[str, Any]) -> dict[str, Any]:
+    """What ``answer.md`` names: ``reported``, and the rows and facts of the run on real nodules and of this one."""
+    kept = real()
+    facts = {key: value for of_notebook in kept["facts"].values() for key, value in of_notebook.items()}
+    return {
+        "reported": reported()[0],
+        "here": rows(content),
+        "real": rows(kept) | {"card": kept["card"], "run": kept["runs"][0], "facts": facts},
+    }
