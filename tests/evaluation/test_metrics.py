@@ -251,14 +251,14 @@ def test_each_model_is_compared_with_the_planned_ones_as_the_paired_bootstrap_do
 
 def test_a_known_difference_is_found_in_spite_of_many_comparisons():
     found = 0
-    for seed in range(20):
+    for seed in range(6):
         y, p, units = simulated(80, seed)
         rng = np.random.default_rng(10_000 + seed)
-        coins = {f"coin {i}": rng.random(len(p)) for i in range(100)}
+        coins = {f"coin {i}": rng.random(len(p)) for i in range(60)}
         worse = expit(np.log(p / (1 - p)) + np.repeat(rng.normal(0, 2, 80), 10))
         table = metrics.against(y, coins | {"worse": worse, "p": p}, ["p"], units, seed).set_index("name")
         found += table["p_holm"]["worse"] < 0.05
-    assert found >= 16, "an AUC about 0.1 lower, beside a hundred others"
+    assert found >= 5, "an AUC about 0.1 lower, beside sixty others"
 
 
 def test_patches_taken_as_independent_make_a_comparison_too_sure():

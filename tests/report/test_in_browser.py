@@ -36,7 +36,11 @@ NARROW = """() => [...document.querySelectorAll("main p, main li, td, th, h1, h2
   .map(tag => tag.textContent.slice(0, 60))"""
 
 
-@pytest.fixture(params=[(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")],
+    ids=lambda screen: f"{screen[0]}-{screen[1]}",
+)
 def page(request, browser, smoke_run):
     """The report of the small run, on a screen of some width in light or dark, and what the console complained of."""
     width, scheme = request.param
