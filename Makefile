@@ -19,7 +19,8 @@ EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Two makes of the same run would write the same files: the second waits for the first
 ALONE     := "$(PYTHON)" src/nodules/tools/alone.py runs/.$(notdir $(RUN)).lock
 # A change in these draws all figures again from the data kept with them, but runs no notebook
-DRAWING   := src/nodules/plots.py $(wildcard src/nodules/report/*.py src/nodules/report/templates/*)
+DRAWING   := src/nodules/plots.py $(wildcard src/nodules/report/*.py)
+DRAWING   += $(wildcard src/nodules/report/templates/*.* src/nodules/report/templates/real/*.*)
 # Empty unless set below, whatever the shell's environment holds
 README      :=
 FILES       :=
