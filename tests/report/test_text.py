@@ -53,7 +53,16 @@ def test_an_empty_cell_is_a_dash():
 
 
 def test_numbers_are_read_and_not_typed():
-    for name in ("sentences.md", "trust.md", "model_card.md", "data_card.md", "claim.csv", "claim.md", "results.md"):
+    for name in (
+        "answer.md",
+        "sentences.md",
+        "trust.md",
+        "model_card.md",
+        "data_card.md",
+        "claim.csv",
+        "claim.md",
+        "results.md",
+    ):
         typed = (text.TEMPLATES / name).read_text()
         typed = re.sub(r"https?://\S+|\"\"Is 0.95 good\?\"\"|{[{%#].*?[}%#]}", "", typed)
         assert set(re.findall(r"\d+\.\d+", typed)) <= {"0.5"}, name

@@ -50,15 +50,15 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
 
 def data_card(content: dict[str, Any]) -> str:
     """The card of the run's own source."""
-    rows = rows_of(content, course.DATA)
-    baselines = result_table(rows)[["model", "AUC (95% interval)"]] if rows else pd.DataFrame()
-    return text.render("data_card.md", values(content) | {"read": True, "baselines": baselines})
+    return text.render("data_card.md", values(content) | {"read": True})
 
 
 def data_cards(content: dict[str, Any]) -> str:
-    """The card of the run's own source, then what is known of the sources that it did not read."""
+    """The card of the run's own source with the models that do not see the image, then what is known of the others."""
+    rows = rows_of(content, course.DATA)
+    blind = text.markdown(result_table(rows)[["model", "AUC (95% interval)"]]) if rows else "Not measured in this run."
     others = [_other_card(content, name) for name in (*sources.SOURCES, "own") if name != source(content)]
-    return "\n".join([data_card(content), *others])
+    return "\n".join([data_card(content), f"Models that do not see the image:\n\n{blind}\n", *others])
 
 
 def model_card(content: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def page(
         tables: captions and tables.
         folder: where the figures are.
     """
-    values = cards.values(content) | _comparison(content)
+    values = cards.values(content) | _comparison()
     values |= {"data_card": cards.data_card(content), "results": cards.result_table(content["rows"])}
     values |= {"figures": Album(figures), "tables": [(caption, table.map(_legible)) for caption, table in tables]}
     report = text.render("report.md", values | {"left_out": content["left_out"]})
@@ -195,10 +195,8 @@ def _gather(folders: list[Path]) -> dict[str, Any]:
     }
 
 
-def _comparison(content: dict[str, Any]) -> dict[str, Any]:
-    """What ``discussion.md`` names: this run's rows beside those of others (``cited.csv``), and what was measured."""
-    rows = cards.rows_of(content, course.DATA, course.TRAINING, course.WHOLE)
-    ours = cards.result_table(rows).assign(data=[row["data"] for row in rows], source=[row["notebook"] for row in rows])
+def _comparison() -> dict[str, Any]:
+    """What ``discussion.md`` names: a kept run on real nodules beside what others report (``cited.csv``)."""
     kept = list(answer.rows(answer.real()).values())
     kept = cards.result_table(kept).assign(data="real nodules of LIDC-IDRI", source="this project, a kept run")
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
@@ -209,7 +207,7 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
     columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "tested", "source"]
     low, high = metrics.wilson(cited["accuracy"][0], cited["patches"][0])
     return {
-        "compared": pd.concat([ours, kept, theirs])[columns].fillna("not stated"),
+        "compared": pd.concat([kept, theirs])[columns].fillna("not stated"),
         "measured": answer.ingredients(),
         "low": low,
         "high": high,
