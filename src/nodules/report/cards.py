@@ -15,6 +15,7 @@ from nodules.report import answer, text
 MODEL = "second result, with TTA"  # of the notebook on training: the row that the model card is about
 NOTEBOOKS = ("data", "architectures", "rate_finder", "head", "whole", "interpretation", "evaluation")  # in templates
 CONSTANTS = {
+    "examined": MODEL,
     "folds": split.FOLDS,
     "slices": phantom.MAX_SLICES,
     "resamples": metrics.RESAMPLES,
