@@ -229,7 +229,7 @@ def result(
 
     ``lowest`` is where the scale of the accuracy begins; it ends at 1.
     """
-    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(12.5, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.plot(history["epoch"], history["accuracy"], color=BLUE, label="valid, by epoch")
     for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN, "0.4"), ("--", "-.", ":"), strict=False):
@@ -242,7 +242,7 @@ def result(
     middle.legend(frameon=False, fontsize=10)
     right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
     right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    left.legend(fontsize=9, loc="lower right")
     figure.suptitle(heading)
     sns.despine(figure)
     return figure
@@ -358,7 +358,8 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
         axis.plot(valid["done"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
         for line, colour in ((train, BLUE), (valid, ORANGE)):
             beyond = line.loc[line["loss"] > HIGHEST_LOSS, "done"]
-            axis.plot(beyond, np.full(len(beyond), HIGHEST_LOSS), "^", color=colour, markersize=6, clip_on=False)
+            if len(beyond):  # an empty line that isn't clipped would upset the layout
+                axis.plot(beyond, np.full(len(beyond), HIGHEST_LOSS), "^", color=colour, markersize=6, clip_on=False)
         worst = table.loc[table["arm"] == name, "loss"].max()
         off = f"\n(highest loss {worst:.0e})" if worst > HIGHEST_LOSS else ""
         axis.set_title(name + off, fontsize=10)
@@ -544,8 +545,9 @@ def bands(
             axis.plot(line["x"], line["value"], dots + style, color=colour, markersize=4, label=name)
         axis.set(title=panel, xlabel=xlabel, xscale="log" if log else "linear")
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        if len(places := table["x"].unique()) <= 6:
-            axis.set_xticks(places)
+        places = table["x"].unique()
+        if log or len(places) <= 6:
+            axis.set_xticks(places[:: 1 + (len(places) > 6)])
             axis.minorticks_off()
         axis.label_outer()
     for axis, label in zip(axes[:, 0], ylabels, strict=True):
