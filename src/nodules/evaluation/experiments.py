@@ -149,7 +149,7 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
 
     def fitted(error: np.ndarray) -> np.ndarray:
         start, bounds = (error.min() / 2, error.max(), 0.5), ([0, 0, 0.01], [0.5, 1, 3])
-        return law(at, *curve_fit(law, sizes, error, start, bounds=bounds)[0])
+        return law(at, *curve_fit(law, sizes, error, start, bounds=bounds, max_nfev=10_000)[0])
 
     whole = np.isfinite(errors).all(axis=1)  # not where a resample has one class
     first, *resampled = (1 - fitted(error) for error in errors[whole][: 1 + REFITS])
