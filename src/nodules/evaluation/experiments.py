@@ -272,10 +272,10 @@ def coverage(patients: int, slices: int, simulations: int, seed: int) -> pd.Data
     for simulation in tqdm(range(simulations), "coverage", unit="simulation"):
         y, p, units, truth = simulate(patients, slices, seed + simulation)
         for part, resampled in (("patients", units), ("patches", np.arange(len(y)))):
-            score = metrics.score(y, p, resampled, simulation)
+            weights = np.vstack([np.ones(len(y)), metrics.bootstrap_weights(resampled, simulation)])
             for name, value in truth.items():
-                held = score[f"{name}_low"] <= value <= score[f"{name}_high"]
-                hits.setdefault((name, part), []).append(held)
+                ends = metrics.interval(metrics.METRICS[name](y, p, weights))
+                hits.setdefault((name, part), []).append(ends["low"] <= value <= ends["high"])
     rows = []
     for (name, part), held in hits.items():
         low, high = metrics.wilson(np.mean(held), simulations)
