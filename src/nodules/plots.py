@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
 LAID_OVER = 0.8  # opacity of an activation map at its maximum; at 0 it is transparent
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
+COMMON_LOSS = 1.5  # the most that is shown of losses, twice that of guessing
 HIGHEST_LOSS = 10.0  # shown; beyond it a mark at the edge
 DPI = 100
 
@@ -187,6 +188,8 @@ def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
 def training_curves(table: pd.DataFrame, losses: list[float], accuracies: list[float], heading: str) -> Figure:
     """Loss and accuracy by epoch, mean and range over seeds, on given scales (low, high).
 
+    A loss above ``COMMON_LOSS`` is cut off.
+
     ``table`` has ``label`` (the weights), ``seed, epoch, train_loss, valid_loss, accuracy``.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -200,7 +203,7 @@ def training_curves(table: pd.DataFrame, losses: list[float], accuracies: list[f
     left.get_legend().remove()
     kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in ("label", "part")]
     figure.legend(*zip(*kept, strict=True), loc="outside right upper", frameon=False)
-    left.set(title="Loss", ylabel="cross-entropy", ylim=losses)
+    left.set(title="Loss", ylabel="cross-entropy", ylim=(losses[0], min(losses[1], COMMON_LOSS)))
     right.set(title="Accuracy on valid", ylabel="accuracy", ylim=accuracies)
     right.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(heading)
