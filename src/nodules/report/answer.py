@@ -13,7 +13,7 @@ REAL = text.TEMPLATES / "real"  # what make figures kept of a run on real nodule
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
     "benign": ("always “benign”, per patch", r"prevalence"),
-    "frozen": ("frozen ResNet, its head trained, TTA; per patch", r"second result, with TTA"),
+    "frozen": ("like the report: frozen ResNet, TTA; per patch", r"second result, with TTA"),
     "patch": ("nodule network, per patch", r"nodule network, \d+ folds, patches"),
     "ruler": ("a ruler, per nodule", r"ruler on the whole nodule, \d+ folds, nodules"),
     "nodule": ("nodule network, per nodule", r"nodule network, \d+ folds, nodules"),
