@@ -232,7 +232,7 @@ def test_the_first_screen_answers_the_question(content, tmp_path):
     assert "measured on shuffled patches" in first and "62% of them" in first and "About answer" in first
     for row in ("frozen", "patch", "nodule", "ruler"):
         assert text.interval(kept[row], "accuracy", ".0%") in first
-    assert f"{kept['card']['nodules']} real nodules" in first and "What stays open" in first
+    assert f"of {kept['card']['nodules']} nodules" in first and "What stays open" in first
 
 
 def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):
