@@ -76,7 +76,7 @@ def test_the_report_is_one_page_with_everything_in_it(run, tmp_path):
     assert report.count("Not made in this run") == len(course.FIGURES) - 1
     for outside in ('src="http', "<script", "@import", "<link"):
         assert outside not in report
-    places = [report.index(f">{short}<a") for short in course.SHORT.values()]
+    places = [report.index(f">{short}</h3>") for short in course.SHORT.values()]
     assert places == sorted(places)
     assert "All about forest" in section(report, "Further figures")
 
@@ -212,6 +212,8 @@ def test_each_figure_and_section_can_be_reached_and_is_described(content, tmp_pa
     assert {f"#fig-{FIGURE_21}", "#fig-extra"} <= links
     targets = {f"#{tag['id']}" for tag in soup.main.find_all(id=True)}
     assert links <= targets and len(links) > 20
+    ids = [tag["id"] for tag in soup.find_all(id=True)]
+    assert len(ids) == len(set(ids)) and not any("%" in name for name in ids)
     for figure in soup.find_all("figure"):
         assert figure.img["alt"] == "A dot" and figure.figcaption.get_text().startswith("About ")
     for table in soup.find_all("table"):
@@ -249,7 +251,7 @@ def test_the_chapter_on_trust_claims_no_difference_that_was_not_shown(content, t
     for name in ("inflation_auc", "zoom", "worst_shift_auc", "radiologist_gap", "log_loss_change"):
         facts |= {f"{name}_low": -0.5, f"{name}_high": 0.5}
     report = shown(content, tmp_path)
-    trust = report[report.index(course.EVALUATION.question + "<a") :]
+    trust = report[report.index(course.EVALUATION.question + "</h2>") :]
     assert trust.count("has no demonstrated effect on the AUC") == 3 and "No difference in AUC is shown" in trust
     for claim in ("can't be expected", "raises", "lowers", "higher:", "lower:"):
         assert claim not in trust

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ def page(
 def _structured(body: str) -> dict[str, Any]:
     """What ``page.html`` names: the body with figures and tables marked up, its outline and its pictures."""
     soup = BeautifulSoup(body, "html.parser")
+    for link in soup.select(".anchor-link"):
+        link.decompose()
+    headings = soup.find_all(["h2", "h3"])
+    for number, tag in enumerate(headings, 1):  # nbconvert's own hold percent signs, and may occur twice
+        tag["id"] = f"{number}-" + re.sub(r"\W+", "-", tag.get_text().lower()).strip("-")
     for image in soup.find_all("img"):
         figure, caption = image.parent, image.parent.find_next_sibling("p")
         anchor, _, title = image["title"].partition("|")
@@ -122,14 +128,15 @@ def _structured(body: str) -> dict[str, Any]:
         del image["title"]
         figure.append(caption.extract())
     for table in soup.find_all("table"):
-        about = table.find_previous(["h2", "h3"]).get_text().removesuffix("¶")
+        about = table.find_previous(["h2", "h3"]).get_text()
         attributes = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": f"Table: {about}"}
         table.wrap(soup.new_tag("div", attrs=attributes))
-    headings = [(int(tag.name[1]), tag["id"], tag.get_text().removesuffix("¶")) for tag in soup.find_all(["h2", "h3"])]
     return {
-        "title": soup.h1.get_text().removesuffix("¶"),
+        "title": soup.h1.get_text(),
         "body": str(soup),
-        "outline": [heading for heading in headings if heading[2] not in course.SHORT.values()],
+        "outline": [
+            (tag.name[1], tag["id"], tag.get_text()) for tag in headings if tag.get_text() not in course.SHORT.values()
+        ],
         "pictures": [(tag["id"], tag["data-title"]) for tag in soup.find_all("figure")],
     }
 
