@@ -27,6 +27,8 @@ SMALL = {
     "scratch_epochs": 1,
     "folds": 2,
     "members": 2,
+    "company": 60,
+    "seeds": 2,
     "ingredients": True,
     "fold_epochs": 1,
     "cases": 6,
