@@ -87,7 +87,7 @@ def pictures(page):
 def test_the_pictures_are_seen(page, lab, tmp_path):
     run_all(page, lab, "01_data")
     shown = pictures(page)
-    assert len(shown) == 8 and min(shown) > 500
+    assert len(shown) == 6 and min(shown) > 500
     assert "<Figure" not in page.locator(".jp-Notebook").inner_text()
     picture = page.locator(".jp-RenderedImage img").nth(1)
     page.mouse.move(800, 500)
