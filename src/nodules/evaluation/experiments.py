@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import curve_fit
+from scipy.optimize import least_squares
 from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +27,7 @@ from nodules.networks.bank import Bank
 
 COMPONENTS, STRENGTH = 128, 1e-2  # of the quick model: components, inverse regularisation
 LEAKS = {"auc": "AUC", "accuracy": "accuracy", "log_loss": "log-loss"}
-REFITS = 300  # of the power law of a learning curve
+REFITS = 200  # of the power law of a learning curve
 # Comparison of augmentations: augmented views per patch, heads per kind, epochs per head
 ABLATION_VIEWS, ABLATION_SEEDS, ABLATION_EPOCHS = 2, 3, 20
 
@@ -149,7 +149,9 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
 
     def fitted(error: np.ndarray) -> np.ndarray:
         start, bounds = (error.min() / 2, error.max(), 0.5), ([0, 0, 0.01], [0.5, 1, 3])
-        return law(at, *curve_fit(law, sizes, error, start, bounds=bounds, max_nfev=10_000)[0])
+        # Unlike curve_fit, it gives its best after so many steps, where a noisy curve has no clear law
+        fit = least_squares(lambda parameters: law(sizes, *parameters) - error, start, bounds=bounds, max_nfev=50)
+        return law(at, *fit.x)
 
     whole = np.isfinite(errors).all(axis=1)  # not where a resample has one class
     first, *resampled = (1 - fitted(error) for error in errors[whole][: 1 + REFITS])
