@@ -150,8 +150,7 @@ def intervals(table: pd.DataFrame, label: str, heading: str, reference: float | 
     for i, (part, colour, marker) in enumerate(zip(parts, (BLUE, ORANGE, GREEN), "os^", strict=False)):
         chosen = table[table["part"] == part] if part else table
         rows = len(names) - 1 - pd.Index(names).get_indexer(chosen["name"]) - 0.28 * (i - (len(parts) - 1) / 2)
-        errors = np.abs(chosen[["low", "high"]].to_numpy() - chosen[["value"]].to_numpy()).T
-        axis.errorbar(chosen["value"], rows, xerr=errors, fmt=marker, color=colour, capsize=3, label=part)
+        axis.errorbar(chosen["value"], rows, xerr=_lengths(chosen), fmt=marker, color=colour, capsize=3, label=part)
         for row, value, high in zip(rows, chosen["value"], chosen["high"], strict=True):
             axis.annotate(f"{value:.3f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
     if len(parts) > 1:
@@ -163,6 +162,11 @@ def intervals(table: pd.DataFrame, label: str, heading: str, reference: float | 
     return figure
 
 
+def _lengths(table: pd.DataFrame) -> np.ndarray:
+    """From a value to the ends of its interval, (2, N)."""
+    return np.abs(table[["low", "high"]].to_numpy() - table[["value"]].to_numpy()).T
+
+
 def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
     """Shares as bars with intervals; ``table`` has ``name, part`` (a block of one colour), ``value, low, high``."""
     parts = list(table["part"].unique())
@@ -172,8 +176,7 @@ def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
     for part, colour in zip(parts, (ORANGE, BLUE, GREEN), strict=False):
         chosen = (table["part"] == part).to_numpy()
         shown = table[chosen]
-        errors = np.abs(shown[["low", "high"]].to_numpy() - shown[["value"]].to_numpy()).T
-        axis.barh(rows[chosen], shown["value"], xerr=errors, color=colour, ecolor="0.2", capsize=3)
+        axis.barh(rows[chosen], shown["value"], xerr=_lengths(shown), color=colour, ecolor="0.2", capsize=3)
         axis.text(0, rows[chosen][0] - 0.95, part, weight="bold", va="center", fontsize=11)
     for row, value, high in zip(rows, table["value"], table["high"], strict=True):
         axis.annotate(f"{value:.0%}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=10)
@@ -394,6 +397,61 @@ def confusion(table: pd.DataFrame, heading: str) -> Figure:
     axis.set_xticks(range(2), names)
     axis.set_yticks(range(2), names, rotation=90, va="center")
     figure.colorbar(shown, ax=axis, format=PercentFormatter(1), label="share of the true class")
+    return figure
+
+
+def windowed(image: np.ndarray, low: float, high: float, unit: str) -> Figure:
+    """A patch in a window, and where the window lies among its pixel values."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(image, vmin=low, vmax=high)
+    left.set_axis_off()
+    right.hist(image.ravel(), bins=60, color="0.6")
+    right.axvspan(low, high, color=BLUE, alpha=0.2, label="window")
+    hidden = ((image <= low) | (image >= high)).mean()
+    right.set(xlabel=unit, ylabel="pixels", title=f"{hidden:.0%} of the pixels are plain black or white")
+    right.legend(frameon=False)
+    figure.suptitle(f"Window from {low:.0f} to {high:.0f} {unit}: level {(low + high) / 2:.0f}, width {high - low:.0f}")
+    sns.despine(figure)
+    return figure
+
+
+def descent(losses: np.ndarray, lr: float) -> Figure:
+    """The loss after each step of a training at one learning rate, (steps,), in nats; a fair coin's loss is dotted."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(np.minimum(losses, COMMON_LOSS), color=BLUE)
+    axis.axhline(np.log(2), linestyle=":", color="0.5", label="a fair coin")
+    axis.set(
+        xlabel="step", ylabel="loss", ylim=(0, COMMON_LOSS), title=f"Learning rate {lr:g}: ends at {losses[-1]:.3g}"
+    )
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def thresholded(y: np.ndarray, p: np.ndarray, threshold: float) -> Figure:
+    """What a threshold does: its point on the ROC curve, the two classes on either side, and the four counts."""
+    called = p >= threshold
+    counts = np.array([[(called[y == true] == said).sum() for said in (0, 1)] for true in (0, 1)])
+    sensitivity, false_alarms = counts[1, 1] / counts[1].sum(), counts[0, 1] / counts[0].sum()
+    figure = Figure(figsize=(11.5, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    lines = np.sort(p)[::-1]
+    left.plot(*[[(p[y == label] >= line).mean() for line in lines] for label in (0, 1)], color=BLUE)
+    left.plot(false_alarms, sensitivity, "o", color=ORANGE, markersize=10)
+    left.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"sensitivity {sensitivity:.0%}")
+    for label, (name, colour) in enumerate(CLASS_COLOURS.items()):
+        middle.hist(p[y == label], bins=np.linspace(0, 1, 21), color=colour, alpha=0.55, label=name)
+    middle.axvline(threshold, color="0.2")
+    middle.set(xlabel="probability", ylabel="patches", title=f"specificity {1 - false_alarms:.0%}")
+    middle.legend(frameon=False)
+    sns.heatmap(counts, annot=True, fmt="d", cmap="Blues", cbar=False, ax=right, square=True)
+    right.set(xlabel="called", ylabel="truth", title=f"{(called == (y == 1)).mean():.0%} called right")
+    right.set_xticklabels(CLASS_COLOURS)
+    right.set_yticklabels(CLASS_COLOURS)
+    figure.suptitle(f"Called malignant from a probability of {threshold:.2f}")
+    sns.despine(figure)
     return figure
 
 

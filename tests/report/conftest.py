@@ -29,6 +29,9 @@ FACTS = {  # of a whole run; where it claims a difference, its interval excludes
         **{"kept": "patients", **ends("inflation_auc", 0.0201, 0.0109, 0.0511)},
         **ends("inflation_accuracy", 0.0301, 0.0109, 0.0511),
         **{"compared": 31, "rival": "ruler on the slice, mm", "better": 2, "worse": 0},
+        **{"most_units": 579, "unit": "patients", "at_most": 0.8496, "foretold": 0.8961},
+    },
+    "DECISIONS": {
         **{"temperature": 1.535, "brier": 0.1341, **ends("log_loss_change", -0.012, -0.02, -0.004)},
         **ends("calibration_before", 0.0511, 0.021, 0.08),
         **ends("calibration_after", 0.0687, 0.03, 0.09),
@@ -42,7 +45,6 @@ FACTS = {  # of a whole run; where it claims a difference, its interval excludes
         **ends("zoom", -0.0215, -0.0365, -0.0031),
         **{"ablated": 500, "seeds": 3, "worst_shift": "low dose", "scanned": 100},
         **ends("worst_shift_auc", -0.3387, -0.4011, -0.2764),
-        **{"most_units": 579, "unit": "patients", "at_most": 0.8496, "foretold": 0.8961},
     },
 }
 PARAMETERS = {
@@ -60,9 +62,10 @@ PARAMETERS = {
         "fold_epochs": 1,
     },
     "INTERPRETATION": {"cases": 12, "pointed": 200, "map_epochs": 10},
-    "EVALUATION": {"repeats": 15, "slices": [1, 3], "simulations": 200, "ablated": 500, "shifted": 100},
+    "EVALUATION": {"repeats": 15, "slices": [1, 3], "simulations": 200},
+    "DECISIONS": {"ablated": 500, "shifted": 100},
 }
-OPTIONAL = {  # facts of the evaluation that exist only where a part was not left out
+OPTIONAL = {  # facts that exist only where a part was not left out
     "leakage": ("kept", "inflation"),
     "radiologists": ("opinions", "judged", "radiologist", "model_"),
     "scanners": ("worst_shift", "scanned"),
@@ -109,10 +112,11 @@ def only(content, *lessons):
 
 
 def without(content, *parts):
-    """A run whose evaluation left out some parts of ``OPTIONAL``."""
-    facts = content["facts"][course.EVALUATION.name]
+    """A run whose last notebooks left out some parts of ``OPTIONAL``."""
     dropped = tuple(start for part in parts for start in OPTIONAL[part])
-    content["facts"][course.EVALUATION.name] = {k: v for k, v in facts.items() if not k.startswith(dropped)}
+    for lesson in (course.EVALUATION, course.DECISIONS):
+        facts = content["facts"][lesson.name]
+        content["facts"][lesson.name] = {k: v for k, v in facts.items() if not k.startswith(dropped)}
     return content
 
 

@@ -66,7 +66,7 @@ def test_a_number_changed_in_the_row_changes_both_cards(content, key):
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(content, name):
-    facts = content["facts"][course.EVALUATION.name]
+    facts = next(facts for facts in content["facts"].values() if name in facts)
     claims = r"\b(raises|lowers|higher|lower)\b"
     for value, claim in ((0.2, r"\b(raises|higher)\b"), (-0.2, r"\b(lowers|lower)\b")):
         facts |= {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
@@ -82,7 +82,7 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(content, 
 )
 def test_coverage_is_judged_by_its_interval(content, ends, verdict):
     keys = [f"conformal_coverage{end}" for end in ENDS]
-    content["facts"][course.EVALUATION.name] |= dict(zip(keys, (sum(ends) / 2, *ends), strict=True))
+    content["facts"][course.DECISIONS.name] |= dict(zip(keys, (sum(ends) / 2, *ends), strict=True))
     assert verdict in said(content, "Conformal sets")
 
 
@@ -93,8 +93,9 @@ def test_what_tta_gains_is_judged_by_its_interval(content):
 
 
 def test_without_the_evaluation_the_rest_stands(content):
-    content["runs"].pop()
-    del content["facts"][course.EVALUATION.name]
+    for lesson in (course.DECISIONS, course.EVALUATION):
+        content["runs"].pop()
+        del content["facts"][lesson.name]
     for what in ("Calibration", "Sensitivity on test", "Conformal sets", "Leakage", "Another scanner", "Radiologists"):
         assert said(content, what) == MISSING
     assert f"{model(content)['auc']:.3f}" in cards.model_card(content)

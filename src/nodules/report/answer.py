@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ SHOWN = {  # title and name of each row that is compared
 }
 
 
+@cache
 def real() -> dict[str, Any]:
     """The ``results.json`` of the kept run on real nodules."""
     return json.loads((REAL / "results.json").read_text(encoding="utf-8"))
@@ -51,16 +53,24 @@ def reported() -> list[dict[str, Any]]:
 
 
 def table(content: dict[str, Any]) -> pd.DataFrame:
-    """All of them: ``name, part`` (where it was measured), ``value, low, high`` (accuracy), ``auc`` (as text)."""
-    named = [(row["model"].removeprefix(REPORT), "the 2019 report, shuffled patches", row) for row in reported()]
-    for run, title in ((real(), "real nodules, patients apart"), (content, content["runs"][0]["data"])):
-        named += [(SHOWN[key][0], title, row) for key, row in rows(run).items()]
-    lines = [
-        {"name": name, "part": part, "auc": text.interval(row, "auc") if "auc_low" in row and "n" in row else None}
+    """All of them, by (run, key): ``name, part`` (where measured), ``value, low, high`` (accuracy), ``auc`` (as text).
+
+    The runs are ``report``, whose keys are numbers, ``real`` and ``here``.
+    """
+    named = {("report", i): (row["model"].removeprefix(REPORT), row) for i, row in enumerate(reported())}
+    for run, of_run in (("real", real()), ("here", content)):
+        named |= {(run, key): (SHOWN[key][0], row) for key, row in rows(of_run).items()}
+    parts = {
+        "report": "the 2019 report, shuffled patches",
+        "real": "real nodules, patients apart",
+        "here": content["runs"][0]["data"],
+    }
+    lines = {
+        (run, key): {"name": name, "part": parts[run], "auc": text.interval(row, "auc") if "auc_low" in row else None}
         | {end: row[f"accuracy{name}"] for end, name in (("value", ""), ("low", "_low"), ("high", "_high"))}
-        for name, part, row in named
-    ]
-    return pd.DataFrame(lines)
+        for (run, key), (name, row) in named.items()
+    }
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def values(content: dict[str, Any]) -> dict[str, Any]:
@@ -70,5 +80,5 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "reported": reported()[0],
         "here": rows(content),
-        "real": rows(kept) | {"card": kept["card"], "run": kept["runs"][0], "facts": facts},
+        "real": rows(kept) | {"card": kept["card"], "facts": facts},
     }

@@ -13,7 +13,8 @@ from nodules.evaluation import decisions, metrics
 from nodules.report import answer, text
 
 MODEL = "second result, with TTA"  # of the notebook on training: the row that the model card is about
-NOTEBOOKS = ("data", "architectures", "rate_finder", "head", "whole", "interpretation", "evaluation")  # in templates
+# The notebooks' names in templates
+NOTEBOOKS = ("data", "architectures", "rate_finder", "head", "whole", "interpretation", "evaluation", "decisions")
 CONSTANTS = {
     "examined": MODEL,
     "folds": split.FOLDS,

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from nodules import course, paths, plots, record
 from nodules.errors import InputError
-from nodules.evaluation import metrics
 from nodules.report import answer, cards, text
 
 CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
@@ -110,11 +109,17 @@ def page(
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(report)])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
-    return text.render("page.html", _structured(body) | {"pico": (text.TEMPLATES / PICO).read_text(encoding="utf-8")})
+    structure = _structured(body, {name: about["title"] for name, about in figures.items()})
+    return text.render("page.html", structure | {"pico": (text.TEMPLATES / PICO).read_text(encoding="utf-8")})
 
 
-def _structured(body: str) -> dict[str, Any]:
-    """What ``page.html`` names: the body with figures and tables marked up, its outline and its pictures."""
+def _structured(body: str, titles: dict[str, str]) -> dict[str, Any]:
+    """What ``page.html`` names: the body with figures and tables marked up, its outline and its pictures.
+
+    Args:
+        body: HTML, in which each image's title is the name of its figure.
+        titles: of the figures, by name.
+    """
     soup = BeautifulSoup(body, "html.parser")
     for link in soup.select(".anchor-link"):
         link.decompose()
@@ -123,8 +128,8 @@ def _structured(body: str) -> dict[str, Any]:
         tag["id"] = f"{number}-" + re.sub(r"\W+", "-", tag.get_text().lower()).strip("-")
     for image in soup.find_all("img"):
         figure, caption = image.parent, image.parent.find_next_sibling("p")
-        anchor, _, title = image["title"].partition("|")
-        figure.name, figure["id"], caption.name, figure["data-title"] = "figure", f"fig-{anchor}", "figcaption", title
+        figure.name, caption.name, name = "figure", "figcaption", image["title"]
+        figure["id"], figure["data-title"] = f"fig-{name}", titles[name]
         del image["title"]
         figure.append(caption.extract())
     for table in soup.find_all("table"):
@@ -212,23 +217,17 @@ def _comparison() -> dict[str, Any]:
     for metric in ("AUC", "accuracy"):
         theirs[f"{metric} (95% interval)"] = cited[metric.lower()].map("{:.3g}".format, na_action="ignore")
     columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "tested", "source"]
-    low, high = metrics.wilson(cited["accuracy"][0], cited["patches"][0])
     return {
         "compared": pd.concat([kept, theirs])[columns].fillna("not stated"),
         "measured": answer.ingredients(),
-        "low": low,
-        "high": high,
     }
 
 
 def _brief(content: dict[str, Any]) -> pd.DataFrame:
     """The README's table: the report's number above some of this run and the best network on real nodules."""
     table = answer.table(content)
-    parts, names = table["part"].unique(), {key: name for key, (name, _) in answer.SHOWN.items()}
-    of_run = [names[key] for key in ("benign", "ruler", "frozen", "nodule")]
-    chosen = (table["part"] == parts[-1]) & table["name"].isin(of_run)
-    chosen |= (table["part"] == parts[1]) & (table["name"] == names["nodule"]) | (table.index == 0)
-    table = table[chosen]
+    chosen = [("report", 0), ("real", "nodule"), *(("here", key) for key in ("benign", "frozen", "ruler", "nodule"))]
+    table = table.loc[[key for key in chosen if key in table.index]]
     table["accuracy"] = [
         text.interval({"": row.value, "_low": row.low, "_high": row.high}, "") for row in table.itertuples()
     ]
@@ -268,7 +267,9 @@ def _answer(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     table = answer.table(content)
     figure = plots.stamp(plots.bars(table, "accuracy", "How much of 0.95 is real?"), about["source"])
     _save(figure, folder / "answer.png")
-    record.write_json(folder / "answer.json", about | {"table": json.loads(table.to_json(orient="records"))})
+    kept = {key: content["runs"][0][key] for key in ("profile", "parameters", "git_revision")}
+    kept |= {"table": json.loads(table.to_json(orient="records"))}
+    record.write_json(folder / "answer.json", about | kept)
     return about | {"title": plots.title(figure), "alt": plots.described(figure)}
 
 
@@ -280,8 +281,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _picture(name: str, about: dict[str, Any]) -> str:
-    alt, title = (about[key].replace("[", "(").replace("]", ")").replace('"', "'") for key in ("alt", "title"))
-    return f'![{alt}]({name}.png "{name}|{title}")\n\n{about["caption"]} *{about["source"]}.*'
+    alt = about["alt"].replace("[", "(").replace("]", ")")
+    return f'![{alt}]({name}.png "{name}")\n\n{about["caption"]} *{about["source"]}.*'
 
 
 def _write(path: Path, content: str) -> Path:
