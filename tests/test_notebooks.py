@@ -221,7 +221,7 @@ def test_headless_the_widget_leaves_a_picture(smoke):
         ("networks/finetune.py", [course.WHOLE, course.EVALUATION]),
         ("networks/small.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION]),
         ("networks/maps.py", [course.INTERPRETATION]),
-        ("evaluation/experiments.py", [course.EVALUATION]),
+        ("evaluation/experiments.py", [course.EVALUATION, course.DECISIONS]),
     ],
 )
 def test_a_change_in_code_leaves_alone_what_does_not_use_it(smoke, changed, redone):
@@ -253,7 +253,7 @@ def test_predictions_are_the_product(smoke):
         ("04_training", "rule=median", "rule='median': unknown; use one of mean, log, beta"),
         ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
         ("06_interpretation", "cases=-1", "cases=-1: out of range"),
-        ("07_evaluation", "shifted=0", "shifted=0: out of range"),
+        ("08_decisions", "shifted=0", "shifted=0: out of range"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebook, parameter, words):

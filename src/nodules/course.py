@@ -24,7 +24,7 @@ class Lesson:
     question: str  # its heading
 
 
-DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION = LESSONS = (
+DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION, DECISIONS = LESSONS = (
     Lesson("01_data", "Data", "What is in the data, and how far do we get without looking at the images?"),
     Lesson("02_architectures", "Architectures", "Which pretrained network works best?"),
     Lesson("03_learning_rate", "Learning rate", "How fast should the network learn?"),
@@ -32,6 +32,7 @@ DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION = LESSONS
     Lesson("05_whole_network", "Whole network", "Can the whole network be trained, and does it beat a ruler?"),
     Lesson("06_interpretation", "Interpretation", "What does the network look at, and where does it fail?"),
     Lesson("07_evaluation", "Evaluation", "How far can the results be trusted?"),
+    Lesson("08_decisions", "Decisions", "What may be decided with it, and where does it break?"),
 )
 
 # The figures of the 2019 report, by its numbers

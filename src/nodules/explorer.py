@@ -1,6 +1,5 @@
 """A widget that shows how the network sees a patch, and a still picture for when no kernel is running."""
 
-import base64
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,10 +12,10 @@ from torch import nn
 from nodules import plots
 from nodules.data import transforms
 from nodules.data.sources import CLASSES
+from nodules.interactive import DPI, both_forms
 from nodules.networks import maps
 from nodules.networks.network import predict
 
-DPI = 80
 SHOWN = {"both classes": [0, 1], "benign": [0], "malignant": [1]}
 
 
@@ -89,6 +88,4 @@ class Explorer:
         self.picture.value = b"" if self.patch.value is None else plots.png(self.draw(self.patch.value), DPI)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """Both forms; a front end picks the best that it can show."""
-        still = base64.b64encode(plots.png(self.still(), DPI)).decode()
-        return {**self.box._repr_mimebundle_(**options), "image/png": still}
+        return both_forms(self.box, self.still(), options)
