@@ -75,7 +75,7 @@ figures:  ## run all notebooks and write the report, figures/report.html
 notebooks:  ## run the notebooks only, without the report; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
 
-book:  ## build the course as a website, figures/book/index.html; REPOSITORY=https://github.com/... if git does not know
+book:  ## build the course as a website, figures/book/index.html; exercises are executed for it
 	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/book/index.html
 
 slides:  ## make slides of the lessons, figures/slides/index.html, that need no network
@@ -140,7 +140,7 @@ else
 endif
 
 # What the book, the slides and the assignments need beside that
-$(VENV)/teaching: requirements-teaching.txt | $(VENV)/installed
+$(VENV)/teaching: requirements-teaching.txt $(VENV)/installed
 	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --require-hashes --requirement requirements-teaching.txt
 	@touch $@
 

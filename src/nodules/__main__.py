@@ -1,4 +1,4 @@
-"""The command line: ``python -m nodules run | report | export | bench | messages``.
+"""The command line: ``python -m nodules run | report | export | slides | assignment | grades | bench | messages``.
 
 Bad input ends with one line and exit code 2.
 """
@@ -32,6 +32,24 @@ def _export(arguments: argparse.Namespace) -> None:
 
     held = patches.read(arguments.data)
     print(export.to_folders(held, split.assign(held.table, arguments.split, arguments.seed), arguments.folder))
+
+
+def _slides(arguments: argparse.Namespace) -> None:
+    from nodules.tools import slides
+
+    print(slides.write(arguments.run_dir, arguments.folder))
+
+
+def _assignment(arguments: argparse.Namespace) -> None:
+    from nodules.tools import assignment
+
+    print("\n".join(map(str, assignment.release(arguments.folder))))
+
+
+def _grades(arguments: argparse.Namespace) -> None:
+    from nodules.tools import assignment
+
+    print(assignment.grade(arguments.folder, arguments.submissions, arguments.cell_timeout_s))
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -70,6 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--split", default="auto")
     export.add_argument("--seed", type=int, default=0)
     export.set_defaults(do=_export)
+
+    slides = commands.add_parser("slides", help="write a run's notebooks as slides")
+    slides.add_argument("run_dir", type=Path)
+    slides.add_argument("folder", type=Path)
+    slides.set_defaults(do=_slides)
+
+    assignment = commands.add_parser("assignment", help="write the exercises as assignments, without solutions")
+    assignment.add_argument("folder", type=Path)
+    assignment.set_defaults(do=_assignment)
+
+    grades = commands.add_parser("grades", help="execute and grade submissions: other people's code")
+    grades.add_argument("folder", type=Path, help="as written by assignment; gets grades.csv")
+    grades.add_argument("submissions", type=Path, help="holds student/lesson.ipynb or student/lesson/lesson.ipynb")
+    grades.add_argument("--cell-timeout-s", type=int, default=60, help="seconds a cell may take (60)")
+    grades.set_defaults(do=_grades)
 
     commands.add_parser("bench", help="measure speed and memory").set_defaults(do=_bench)
     commands.add_parser("messages", help="write docs/errors.md").set_defaults(do=_messages)
