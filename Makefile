@@ -88,7 +88,7 @@ grades: $(ENVIRONMENT) $(TEACHING)  ## grade SUBMISSIONS=folder, which executes 
 	"$(PY)" -m nodules grades assignments "$(SUBMISSIONS)"
 SUBMISSIONS ?= assignments/submissions
 
-test: $(ENVIRONMENT)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
+test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	"$(PY)" -m pytest $(TEST_ARGS)
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)

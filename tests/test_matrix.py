@@ -1,4 +1,4 @@
-"""All notebooks on small sets that lack what is optional, alone and together, and on sets as unequal as they come."""
+"""All notebooks on small sets that lack what is optional, in pairs and altogether, and on very unequal sets."""
 
 import ast
 import json
@@ -46,10 +46,11 @@ MAPS, CURVES = "whether the maps find the nodule", "the curves of the rulers"
 MASKS, DIAMETERS = {MAPS, PIXELS, MM}, {"the diameters", WHOLE}
 RATINGS, VOTES = "the baseline eight ratings and diameter", "one radiologist against the others"
 PATIENTS, NODULES, STEP = "patients by split", "one opinion a nodule", "the step towards 3D"
+ALIKE = "how alike slices are"
 TWINS, SCANNERS = "near-duplicates side by side", "other scanners"
 CHANCE = {TWINS, "leakage between clusters", "leakage between patients"}  # blobs are alike
 ALWAYS = {SCANNERS, RATINGS}  # real patches can't be scanned again, and none of these sets has the eight ratings
-NOTHING = {*MASKS, *DIAMETERS, CURVES, VOTES, PATIENTS, NODULES, STEP}
+NOTHING = {*MASKS, *DIAMETERS, CURVES, VOTES, PATIENTS, NODULES, STEP, ALIKE}
 
 
 def made(patients=40, of_each=3, malignant=None, seed=0):
@@ -85,6 +86,10 @@ def bare(patches, **columns):
     return {"images": patches["images"], "malignant": patches["malignant"], **columns}
 
 
+def one_radiologist(patches):
+    return patches | {"ratings": np.where(patches["malignant"], 5.0, 1.0)}
+
+
 def unequal_patients():
     patches = made()
     who = patches["patient"].copy()
@@ -104,14 +109,10 @@ def clashing():
 
 SETS = {  # name: (what is in the file, what a run says that it leaves out beside ALWAYS)
     "everything": (made, set()),
-    "no masks": (lambda: without("masks"), MASKS),
-    "no patients": (lambda: without("patient"), {PATIENTS}),
-    "no nodules": (lambda: without("nodule"), {NODULES, STEP}),
-    "no diameters": (lambda: without("diameter_mm"), DIAMETERS),
-    "no ratings": (lambda: without("ratings"), {VOTES}),
-    "no slice index": (lambda: without("slice_index"), {STEP}),
-    "no spacing": (lambda: without("pixel_spacing_mm"), {MM}),
-    "one radiologist": (lambda: made() | {"ratings": np.where(made()["malignant"], 5.0, 1.0)}, {VOTES}),
+    "no masks, no ratings": (lambda: without("masks", "ratings"), MASKS | {VOTES}),
+    "no patients, no spacing": (lambda: without("patient", "pixel_spacing_mm"), {PATIENTS, MM}),
+    "no nodules, no diameters": (lambda: without("nodule", "diameter_mm"), DIAMETERS | {NODULES, STEP, ALIKE}),
+    "no slice index, one radiologist": (lambda: one_radiologist(without("slice_index")), {STEP, VOTES}),
     "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - DIAMETERS - {CURVES}),
     "only ratings": (lambda: bare(made(), ratings=made()["ratings"]), NOTHING - {VOTES}),
     "names that notebooks use": (clashing, set()),

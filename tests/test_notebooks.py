@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,17 @@ import jinja2
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from jinja2 import nodes
 from safetensors.torch import load_file
 
 import soak
 from nodules import course, paths
 from nodules.data.split import SPLITS
+from nodules.errors import InputError
 from nodules.paths import ROOT
 from nodules.report import cards, text
+from nodules.study import Study
 from nodules.tools import run
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -256,7 +260,22 @@ def test_predictions_are_the_product(smoke):
         ("08_decisions", "shifted=0", "shifted=0: out of range"),
     ],
 )
-def test_bad_parameters_are_refused_in_one_line_before_any_work(tmp_path, notebook, parameter, words):
+def test_bad_parameters_are_refused_before_any_work(tmp_path, notebook, parameter, words):
+    name, _, value = parameter.partition("=")
+    given = {"run_dir": str(tmp_path), "data": "absent.npz", name: yaml.safe_load(value)}
+    with pytest.raises(InputError, match=re.escape(words)):
+        Study.open(notebook, course.parameters(paths.NOTEBOOKS / f"{notebook}.ipynb") | given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameter", "words"),
+    [
+        ("01_data", "split_kind=odd", "split_kind='odd': unknown; use one of auto, patient, random"),
+        ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
+    ],
+)
+def test_bad_parameters_are_refused_in_one_line(tmp_path, notebook, parameter, words):
     command = [sys.executable, "-m", "nodules", "run", f"notebooks/{notebook}.ipynb", str(tmp_path / "o.ipynb")]
     command += ["-p", parameter, "-p", f"run_dir={tmp_path}"]  # no notebook has been run there
     command += ["-p", "data=absent.npz"] if notebook == course.DATA.name else []
