@@ -84,7 +84,29 @@ def pictures(page):
     )
 
 
-def test_the_pictures_are_seen(page, lab, tmp_path):
+def moved(page, box):
+    """Move each slider of a box of controls, and see that its picture changes."""
+    picture = box.locator(".widget-image")
+    picture.scroll_into_view_if_needed()
+
+    def seen():
+        fetched = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+        return hashlib.sha256(bytes(picture.evaluate(fetched))).hexdigest()
+
+    for slider in box.locator(".noUi-target").all():
+        before, handle = seen(), slider.locator(".noUi-handle").last
+        handle.focus()
+        for _ in range(12):
+            handle.press("ArrowLeft")
+        deadline = time.monotonic() + 60
+        while seen() == before and time.monotonic() < deadline:
+            page.wait_for_timeout(250)
+        assert seen() != before, "the slider moved and the picture stayed"
+        page.wait_for_timeout(2000)  # until the last press is drawn
+    return box.locator(".noUi-target").count()
+
+
+def test_the_pictures_are_seen_and_a_guess_is_answered(page, lab, tmp_path):
     run_all(page, lab, "01_data")
     shown = pictures(page)
     assert len(shown) == 6 and min(shown) > 500
@@ -97,25 +119,23 @@ def test_the_pictures_are_seen(page, lab, tmp_path):
         page.wait_for_timeout(100)
     expect(picture).to_be_in_viewport(ratio=0.9)
     page.screenshot(path=tmp_path / "01_data.png")
+    assert moved(page, page.locator(".widget-vbox:has(> .widget-image)")) == 2
+    guess = page.locator(".widget-vbox:has-text('always giving') .noUi-handle")
+    guess.scroll_into_view_if_needed()
+    guess.focus()
+    guess.press("ArrowRight")
+    answer = page.locator(".jp-CodeCell:has-text('guess.compare')")
+    answer.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    expect(answer.locator(".jp-OutputArea-output")).to_contain_text("You guessed 0.51", timeout=MINUTES)
 
 
-def test_the_widget_answers(page, lab, tmp_path):
-    run_all(page, lab, "06_interpretation")
+@pytest.mark.parametrize(
+    ("name", "sliders"), [("03_learning_rate", [1]), ("06_interpretation", [1, 1]), ("07_evaluation", [1])]
+)
+def test_the_controls_answer(page, lab, tmp_path, name, sliders):
+    run_all(page, lab, name)
     assert min(pictures(page)) > 500
-    widget = page.locator(".jp-OutputArea .widget-image")
-    widget.scroll_into_view_if_needed()
-
-    def seen():
-        fetched = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
-        return hashlib.sha256(bytes(widget.evaluate(fetched))).hexdigest()
-
-    before = seen()
-    handle = page.locator(".noUi-handle-upper")
-    handle.focus()
-    for _ in range(12):  # from 1 down to 0.4: the surest patch is no longer among those to pick from
-        handle.press("ArrowLeft")
-    deadline = time.monotonic() + 60
-    while seen() == before and time.monotonic() < deadline:
-        page.wait_for_timeout(250)
-    page.screenshot(path=tmp_path / "06_interpretation.png")
-    assert seen() != before, "the slider moved and the picture stayed"
+    boxes = page.locator(".widget-vbox:has(> .widget-image)").all()
+    assert [moved(page, box) for box in boxes] == sliders
+    page.screenshot(path=tmp_path / f"{name}.png")
