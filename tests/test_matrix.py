@@ -81,9 +81,13 @@ def without(*keys):
     return {key: value for key, value in made().items() if key not in keys}
 
 
-def bare(patches, **columns):
+def only(patches, *keys):
+    return {key: patches[key] for key in keys}
+
+
+def bare(patches):
     """No patient, no nodule, no mask: what Kaggle's set has."""
-    return {"images": patches["images"], "malignant": patches["malignant"], **columns}
+    return only(patches, "images", "malignant")
 
 
 def one_radiologist(patches):
@@ -94,12 +98,12 @@ def unequal_patients():
     patches = made()
     who = patches["patient"].copy()
     who[:60] = "P000"
-    return {key: patches[key] for key in ("images", "malignant", "masks")} | {"patient": who}
+    return only(patches, "images", "malignant", "masks") | {"patient": who}
 
 
 def grey():
     values = (made()["images"].astype(float) + 1000) / 1400 * 255
-    return bare({"images": values.clip(0, 255).astype(np.float32), "malignant": made()["malignant"]})
+    return bare(made()) | {"images": values.clip(0, 255).astype(np.float32)}
 
 
 def clashing():
@@ -108,14 +112,15 @@ def clashing():
 
 
 SETS = {  # name: (what is in the file, what a run says that it leaves out beside ALWAYS)
-    "everything": (made, set()),
+    "everything, and names that notebooks use": (clashing, set()),
     "no masks, no ratings": (lambda: without("masks", "ratings"), MASKS | {VOTES}),
     "no patients, no spacing": (lambda: without("patient", "pixel_spacing_mm"), {PATIENTS, MM}),
     "no nodules, no diameters": (lambda: without("nodule", "diameter_mm"), DIAMETERS | {NODULES, STEP, ALIKE}),
     "no slice index, one radiologist": (lambda: one_radiologist(without("slice_index")), {STEP, VOTES}),
-    "only diameters": (lambda: bare(made(), diameter_mm=made()["diameter_mm"]), NOTHING - DIAMETERS - {CURVES}),
-    "only ratings": (lambda: bare(made(), ratings=made()["ratings"]), NOTHING - {VOTES}),
-    "names that notebooks use": (clashing, set()),
+    "only diameters and ratings": (
+        lambda: only(made(), "images", "malignant", "diameter_mm", "ratings"),
+        NOTHING - DIAMETERS - {CURVES, VOTES},
+    ),
     "grey levels alone": (grey, NOTHING),
     "Kaggle's form": (lambda: bare(made()), NOTHING),
     "20 patches": (lambda: bare(made(20, 1)), NOTHING),
