@@ -70,11 +70,13 @@ def called(function: Any, *arguments: Any) -> Any:
     """What a student's function returns.
 
     Raises:
-        Wrong: it is no function, still a stub, or it fails.
+        Wrong: it is no function, still a stub, or it fails; the cause is what stopped it.
     """
     given(function, Callable)
     try:
         result = function(*arguments)
+    except Wrong:  # from a check that the function ran into
+        raise
     except Exception as error:  # whatever a student's code raises is an answer to be told of
         raise Wrong(f"your function stopped with {type(error).__name__}: {error}") from error
     require(result is not ..., "the function has no body yet; replace the three dots")

@@ -52,6 +52,9 @@ def exercise_2_2(convolve: Callable) -> None:
     require(not flipped, "you flip the filter, as mathematicians do; a network's convolution does not")
     require(np.allclose(once, expected(1)), "the map differs from torch's at stride 1: multiply, then add")
     twice = np.asarray(called(convolve, image, kernel, 2))
+    missing = tuple(places // 2 for places in expected(1).shape)
+    hint = f"with stride 2 the map has the shape {twice.shape}: there are (H - K) // stride + 1 places down, "
+    require(twice.shape != missing, f"{hint}as the first place counts whatever the stride")
     hint = f"with stride 2 the map has the shape {twice.shape}, not {expected(2).shape}: take every second place only"
     require(twice.shape == expected(2).shape, hint)
     require(np.allclose(twice, expected(2)), "stride 1 is right, stride 2 is not: place i starts at pixel i * stride")
@@ -80,7 +83,7 @@ def exercise_2_4(answer: Any) -> None:
     three = number(called(field, [(3, 1), (3, 1), (3, 1)]))
     require(three != 9, "three 3 x 3 layers see 7 pixels, not 9: each adds its side less its middle")
     close(three, _reach([(3, 1)] * 3), "three 3 x 3 layers of stride 1: the first sees 3 pixels, each next two more")
-    layers = [(7, 2), (3, 2), (3, 1), (3, 1)]
+    layers = [(5, 2), (3, 1), (3, 2), (3, 1)]
     value, without = number(called(field, layers)), _reach([(side, 1) for side, _ in layers])
     require(value != without, f"{value:.0f} as without strides; a step on a later map is several pixels")
     late = "a layer's own stride spreads the later layers, not itself; multiply the strides of the layers before it"
@@ -132,6 +135,7 @@ def exercise_2_6(predict: Callable, body: nn.Module, ct: Patches) -> None:
 
     def predicted(others: np.ndarray) -> np.ndarray:
         used = copy.deepcopy(body)
+        next(used.children()).register_forward_pre_hook(_prepared)
         p = called(predict, used, ct.images[~other], y[~other], others)
         p = array(p.detach().numpy() if isinstance(p, torch.Tensor) else p, (len(others),)).astype(float)
         before = body.state_dict()
@@ -152,3 +156,10 @@ def exercise_2_6(predict: Callable, body: nn.Module, ct: Patches) -> None:
     require(reached > 0.4, f"AUC {reached:.2f}, far below chance: you return the probability of benign, column 0")
     require(reached >= 0.6, f"AUC {reached:.2f}; 0.6 is asked for. Pool maximum and mean of each map, standardise them")
     right(f"AUC {reached:.2f} on other patients from filters that nobody trained: the floor for any pretraining.")
+
+
+def _prepared(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise Wrong unless a body gets a network's input, (N, 1, 64, 64) of floating-point numbers."""
+    (x,) = inputs
+    ready = isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point()
+    require(ready, "the body can't read patches as they are stored; call prepare(images) first")

@@ -9,7 +9,7 @@ import torch
 from fastcore.basics import even_mults
 from scipy.stats import binom
 
-from nodules.check.answers import array, called, choice, close, given, number, require, right
+from nodules.check.answers import Wrong, array, called, choice, close, given, number, require, right
 
 SHARE = 0.8  # of patches that each network of exercise 3.5 gets right
 
@@ -69,22 +69,41 @@ def _by_torch(loss: Callable, start: float, lr: float, steps: int) -> np.ndarray
 
 def exercise_3_3(adam: Callable) -> None:
     """Adam's moves for a list of gradients."""
-    small, large = (array(called(adam, [g], 0.01), (1,))[0] for g in (1e-3, 1e3))
+    tiny, small, large = (_moves(adam, [g])[0] for g in (1e-4, 1e-3, 1e3))
     require(large <= 0, "a positive gradient moves the weight up: descent goes down, by minus lr * m / (sqrt(v) + eps)")
     raw = 0.01 * 0.1 / np.sqrt(0.001)
     require(
         abs(-large - raw) > 1e-6, "the first move is 3.16 times lr: divide m by 1 - beta1**step, v by 1 - beta2**step"
     )
     hint = f"first moves of {small:.3g} and {large:.3g} for gradients of 0.001 and 1000: divide by the root of v"
-    require(abs(large) < 0.1 and abs(small) > 1e-3, hint)
+    require(large / 2 > small > 2 * large, hint)
     gradients = [2.0, -1.0, 0.5, 0.5, -3.0, 0.1]
-    moves, expected = array(called(adam, gradients, 0.01), (6,)), _adam(gradients, 0.01)
+    moves, expected = _moves(adam, gradients), _adam(gradients, 0.01)
     require(np.isclose(moves[0], expected[0]), f"the first move is {moves[0]:.4g}; torch's is {expected[0]:.4g}")
+    of_tiny = _adam([1e-4], 0.01)[0]
+    hint = f"for a gradient of 0.0001 the first move is {tiny:.4g}, torch's {of_tiny:.4g}: add eps to the root of v"
+    require(np.isclose(tiny, of_tiny, rtol=1e-3), f"{hint}, not to v")
+    require(
+        not np.allclose(moves, np.cumsum(expected)), "you return where the weight is; return each move, not their sum"
+    )
     later = (
         "the first move is right, later ones are not: m and v go on from step to step, and so does the step's number"
     )
     require(np.allclose(moves, expected, rtol=1e-4, atol=1e-9), later)
     right("the same as torch's. Adam's first move is lr long whatever the gradient's size; only the sign counts.")
+
+
+def _moves(adam: Callable, gradients: list[float]) -> np.ndarray:
+    """A student's moves at a rate of 0.01."""
+    steps = "a division by 0: count the steps from 1, since 1 - beta1**0 is 0"
+    try:
+        moves = array(called(adam, gradients, 0.01), (len(gradients),)).astype(float)
+    except Wrong as wrong:
+        if isinstance(wrong.__cause__, ZeroDivisionError):
+            raise Wrong(steps) from wrong
+        raise
+    require(np.isfinite(moves).all(), steps)
+    return moves
 
 
 def _adam(gradients: list[float], lr: float) -> np.ndarray:
@@ -130,6 +149,8 @@ def exercise_3_5(answer: Any) -> None:
     rng = np.random.default_rng(0)
     drawn = {tried: np.array([number(called(best_of, tried, 100, rng)) for _ in range(1000)]) for tried in (1, 20)}
     require(drawn[1].max() <= 1, "an accuracy above 1: divide the number of right patches by that of all")
+    swapped = np.ptp(drawn[1]) == 0 and drawn[1][0] in (0.01, 1)
+    require(not swapped, "rng.binomial(n, p, size) wants the patches as n and the networks as size")
     require(drawn[1].std() > 1e-9, "always the same: draw the number of right patches from rng, with rng.binomial")
     close(drawn[1].mean(), SHARE, "with a single network the accuracy is 0.8 on average", 0.01)
     highest = 1 - sum(binom.cdf(np.arange(100), 100, SHARE) ** 20) / 100
