@@ -54,6 +54,13 @@ def test_a_notebook_is_prose_and_short_cells(lesson):
     assert any(isinstance(node, ast.Assert) for cell in parsed for node in cell)
 
 
+def test_in_jupyterlab_a_notebook_does_what_the_default_run_does():
+    demo = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text())
+    for lesson in course.LESSONS:
+        defaults = course.parameters(paths.NOTEBOOKS / f"{lesson.name}.ipynb")
+        assert {name: demo[name] for name in demo.keys() & defaults} == {n: defaults[n] for n in demo.keys() & defaults}
+
+
 def test_only_the_first_notebook_is_told_which_patches_and_how_to_split_them():
     for lesson in course.LESSONS:
         names = course.parameters(paths.NOTEBOOKS / f"{lesson.name}.ipynb").keys()
