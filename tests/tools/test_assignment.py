@@ -79,6 +79,7 @@ def test_a_release_holds_no_solutions_outputs_or_links(released):
     assert named(notebook, "exercise_1_1").source == "grey = ...", "the stub stays"
     assert named(notebook, "check_1_1").source == "check.close(grey, 0.5, 'a hint')"
     assert named(notebook, "check_1_1").metadata.editable is False
+    assert f"under its own name, `{LESSON}.ipynb`" in notebook.cells[0].source
 
 
 def test_every_exercise_notebook_loses_its_solutions():
@@ -143,6 +144,7 @@ while True:
 
 
 def test_what_cannot_be_graded_gets_no_points_and_one_line(released, hand_in, capsys):
+    hand_in("untouched", exercise_1_1="grey = ...", exercise_1_2="two = ...")
     hand_in("crash", exercise_1_1="import os\nos._exit(1)")
     hand_in("loop", exercise_1_1="while True: pass")
     submissions = hand_in("stubborn", exercise_1_1=STUBBORN)
@@ -152,16 +154,17 @@ def test_what_cannot_be_graded_gets_no_points_and_one_line(released, hand_in, ca
         (submissions / student / f"{LESSON}.ipynb").write_text(content)
     (submissions / "text" / "02_unknown.ipynb").write_text("")
     table = graded(released, submissions, 4)
-    assert table["points"].to_dict() == {"crash": 0, "loop": 2, "other": 0, "stubborn": 0, "text": 0}
+    assert table["points"].to_dict() == {"crash": 0, "loop": 2, "other": 0, "stubborn": 0, "text": 0, "untouched": 0}
     assert (table["of"] == 3).all() and (table["note"] != "").all()
     output = capsys.readouterr()
     lines = output.out.splitlines()
-    assert len(lines) == 6 and "Traceback" not in output.out + output.err
+    assert len(lines) == 7 and "Traceback" not in output.out + output.err
     told = (
         "left out",
         "its kernel died",
-        "took more than 4 s)",
-        "could not be stopped",
+        "(exercise 1: a cell took more than 4 s)",
+        "no exercise answered",
+        "exercise 1: a cell took more than 4 s and could not be stopped",
         "not a notebook",
         "none of the",
     )
@@ -169,14 +172,38 @@ def test_what_cannot_be_graded_gets_no_points_and_one_line(released, hand_in, ca
         assert sum(words in line for line in lines) == 1, words
 
 
-def test_bad_input_is_refused_in_one_line(released, tmp_path):
+def test_every_folder_has_a_row_and_every_other_file_a_line(released, tmp_path, capsys):
+    submissions = tmp_path / "submitted"
+    names = (f"bert/{LESSON} (1).ipynb", "bert/mine.py", "a*b/x.ipynb", f"{LESSON}.ipynb", ".git/x", "cleo/.cache/x")
+    for name in names:
+        (submissions / name).parent.mkdir(parents=True, exist_ok=True)
+        (submissions / name).write_text("")
+    table = graded(released, submissions)
+    renamed = f"not submitted; found {LESSON} (1).ipynb: rename it to {LESSON}.ipynb"
+    assert table["note"].to_dict() == {"bert": renamed, "cleo": "not submitted"} and (table["of"] == 3).all()
+    named_at_the_end = [line.removeprefix(f"{submissions}/") for line in capsys.readouterr().out.splitlines()[2:]]
+    starts = (f"{LESSON}.ipynb: left out, not in", "a*b: left out, rename it", "bert/mine.py: left out, not the file")
+    assert len(named_at_the_end) == 3
+    assert all(line.startswith(start) for line, start in zip(named_at_the_end, starts, strict=True))
+
+
+def test_a_removed_check_is_put_back_below_its_exercise(released):
+    source = nbformat.read(released / "source" / LESSON / f"{LESSON}.ipynb", as_version=4)
+    submitted = nbformat.from_dict(source)
+    submitted.cells = [cell for cell in source.cells if cell is not named(source, "check_1_1")]
+    back = [cell.metadata.get("nbgrader", {}).get("grade_id") for cell in assignment.restored(submitted, source).cells]
+    assert back[-4:] == ["exercise_1_1", "check_1_1", "exercise_1_2", "check_1_2"]
+
+
+def test_bad_input_is_refused_in_one_line(released, tmp_path, capsys):
     with pytest.raises(InputError, match="run make assignment first"):
         assignment.grade(tmp_path, tmp_path)
-    with pytest.raises(InputError, match="holds no submissions"):
+    with pytest.raises(InputError, match="no such folder"):
         assignment.grade(released, tmp_path / "absent")
     (tmp_path / "submitted" / "a*b").mkdir(parents=True)
     (tmp_path / "submitted" / "a*b" / f"{LESSON}.ipynb").write_text("")
-    with pytest.raises(InputError, match="not a student's name"):
+    with pytest.raises(InputError, match="holds no submissions"):
         assignment.grade(released, tmp_path / "submitted")
+    assert "a student's name may hold letters" in capsys.readouterr().out
     with pytest.raises(InputError, match="imports no checks"):
         assignment.without_solutions(paths.NOTEBOOKS / "01_data.ipynb")

@@ -2,6 +2,7 @@ import base64
 import io
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -19,7 +20,7 @@ def picture(width=1500, height=600):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "navy").save(buffer, "PNG")
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "A figure."}
-    return new_output("display_data", data, metadata={"image/png": {"alt": 'A "navy" figure.'}})
+    return new_output("display_data", data, metadata={"image/png": {"alt": 'Figure 1. A "navy" figure. All <b>.'}})
 
 
 TABLE = new_output(
@@ -33,7 +34,7 @@ PROGRESS = new_output("stream", name="stderr", text="100%|###|")
 def run_dir(tmp_path):
     """A run with one tiny executed lesson."""
     cells = [
-        new_markdown_cell("# 1. A question?\n\nWhat it is about."),
+        new_markdown_cell("# 1. A question?\n\nWhat it is about.\n\n**Time:** short."),
         new_code_cell("study", outputs=[TABLE]),
         new_markdown_cell("## A section\n\nSee [lesson 2](02_architectures.ipynb) and [a file](../README.md)."),
         new_code_cell("secret = 1", outputs=[PROGRESS, PRINTED, picture()]),
@@ -63,7 +64,8 @@ def test_headings_start_slides_and_figures_continue_them(run_dir):
         ("slide", "## Another"),
         ("slide", "## Long"),
     ]
-    title, section, second, text, notes, another, aside, _ = (cell.source for cell in shown)
+    title, time, section, second, text, notes, another, aside, _ = (cell.source for cell in shown)
+    assert "<figcaption>All &lt;b&gt;.</figcaption>" in section and time == "**Time:** short."
     assert "table" not in title, "what is shown under the title is about the set-up"
     assert "[lesson 2](02_architectures.html) and a file." in section and "12 patches" in section
     assert 'class="wide"' in section and 'class="tall"' in second and "&quot;navy&quot;" in second
@@ -71,6 +73,47 @@ def test_headings_start_slides_and_figures_continue_them(run_dir):
     assert "- a list stays" in text and "# no heading" in text
     assert "<table>" in another and "\n" not in another.partition("<table>")[2] and aside == "Aside."
     assert not any(word in str(shown) for word in ("secret", "100%", "Hidden"))
+
+
+def shown(*cells):
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell("## A section"), *cells])
+    return [cell.source for cell in slides.show(notebook).cells][1:]
+
+
+def html_table(table):
+    return new_output("execute_result", {"text/html": table.to_html()})
+
+
+def test_a_guess_ends_its_slide_and_its_answer_is_left_out():
+    asked = "<p><strong>How many?</strong> Write your guess down, then read on.</p>"
+    guess = new_output("execute_result", {"text/html": asked, slides.WIDGET: {}})
+    answers = "How many?\nYou made no guess; it came out as 0.298.\nYou guessed 0.30; it came out as 0.298.\n2 of 3\n"
+    printed = new_output("stream", name="stdout", text=answers)
+    first, second = shown(new_code_cell(outputs=[guess, guess]), new_code_cell(outputs=[printed, picture()]))
+    assert first.count("How many?") == 2 and "read on" not in first and "<img" not in first
+    assert "2 of 3" in second and "<img" in second and "came out" not in second and "How many?" not in second
+
+
+def test_controls_and_what_shows_nothing_are_left_out():
+    still = new_output("execute_result", {slides.WIDGET: {}, **picture().data})
+    (section,) = shown(new_markdown_cell(f"Move the threshold.\n\n{LONG}"), new_code_cell(outputs=[still]))
+    assert "Move" not in section and "<img" not in section and LONG.strip() in section
+    assert "<img" in shown(new_code_cell(slides.EXPLORER + ")", outputs=[still]))[0]
+    left_out = new_output("stream", name="stdout", text="Left out: it takes too long.\n")
+    assert shown(new_markdown_cell(LONG), new_code_cell(outputs=[left_out, PROGRESS])) == []
+    versions = pd.DataFrame({"value": [3]}, pd.Index(["python"], name="environment"))
+    assert shown(new_markdown_cell(LONG), new_code_cell(outputs=[html_table(versions)])) == []
+    assert len(shown(new_markdown_cell(LONG))) == 1
+
+
+def test_tables_are_narrow():
+    numbers = pd.DataFrame({"a": ["0.123456", "12"], "b": ["0.00001234", "-0.1234"]})
+    (section,) = shown(new_markdown_cell("Word. " * 80), new_code_cell(outputs=[html_table(numbers)]))
+    rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in BeautifulSoup(section, "html.parser")("tr")]
+    assert rows == [["a", "b"], ["0.123", "1e-05"], ["12", "-0.1234"]] and "font-size" not in section
+    named = pd.DataFrame(0.5, ["x", "y", "z"], range(12))
+    text, section = shown(new_markdown_cell("Word. " * 80), new_code_cell(outputs=[html_table(named)]))
+    assert "<th>x</th>" in section and "font-size" in section and "Word" in text
 
 
 def test_slides_load_nothing_from_the_net(run_dir, tmp_path):

@@ -35,6 +35,9 @@ LARGEST = 20_000_000  # bytes of a submission
 IMPORT = re.compile(r"^from nodules\.check import \w+ as check$", re.MULTILINE)
 FOLDED = re.compile(r" *A worked solution is folded away[^.]*\.")
 RELATIVE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+NAMED = "Hand in this file under its own name, `{}`."
+USABLE = re.compile(r"(?! )[\w@,()' -][\w@.,()' -]*(?<! )")
+CHARACTERS = "letters, digits, spaces inside and _ @ , ( ) ' - ., but no . at the beginning"
 HIDDEN = "### BEGIN HIDDEN TESTS\n{}\nimport importlib\nimportlib.reload(check)\n### END HIDDEN TESTS\n"
 LOCKED = {"schema_version": 3, "grade": False, "solution": False, "locked": True, "task": False}
 
@@ -72,6 +75,7 @@ def without_solutions(path: Path) -> NotebookNode:
     found = IMPORT.search("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"))
     if found is None:
         raise InputError(f"{path}: imports no checks; begin with from nodules.check import lesson_N as check")
+    first = next((cell for cell in notebook.cells if cell.cell_type == "markdown"), None)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":  # of links, only the words: students have this file alone
             cell.source = RELATIVE.sub(r"\1", FOLDED.sub("", cell.source))
@@ -79,6 +83,8 @@ def without_solutions(path: Path) -> NotebookNode:
             cell.source = HIDDEN.format(found[0]) + cell.source
         elif "nbgrader" not in cell.metadata:
             cell.metadata["nbgrader"] = {**LOCKED, "grade_id": cell.id}
+    if first is not None:
+        first.source += "\n\n" + NAMED.format(path.name)
     return notebook
 
 
@@ -92,7 +98,8 @@ def grade(folder: Path, submissions: Path, cell_timeout_s: int = SECONDS) -> Pat
 
     Returns:
         The path of a table: ``student``, ``lesson``, ``points``, ``of``, the points of each exercise, ``note`` (why
-        something could not be graded). A lesson that only others have submitted counts as 0 points.
+        something could not be graded). Each student's folder has a row for each lesson that anybody has submitted; what
+        is not submitted counts as 0 points. What belongs to no student or lesson is named in a line that is printed.
 
     Raises:
         InputError: nothing was released, or there are no submissions.
@@ -101,16 +108,27 @@ def grade(folder: Path, submissions: Path, cell_timeout_s: int = SECONDS) -> Pat
     _api(folder)
     if not (folder / "gradebook.db").is_file():
         raise InputError(f"{folder}: holds no released assignment; run make assignment first")
-    found = _found(submissions, {path.parent.name for path in (folder / "source").glob("*/*.ipynb")})
+    students, left_out = _students(submissions)
+    lessons = {path.parent.name for path in (folder / "source").glob("*/*.ipynb")}
+    found, misnamed, others = _found(submissions, students, lessons)
+    left_out += others
+    if not found and not misnamed:
+        print(*left_out, sep="\n", end="\n" if left_out else "", flush=True)
+        raise InputError(f"{submissions}: holds no submissions; name a folder of student/lesson.ipynb")
     rows = []
     with paths.writing(folder):
         for part in ("submitted", "autograded"):
             shutil.rmtree(folder / part, ignore_errors=True)
         shutil.copy(folder / "gradebook.db", folder / "grades.db")  # points of an earlier grading are not kept
-        for student in sorted({student for student, _ in found}):
-            for lesson in sorted({lesson for _, lesson in found}):
-                rows.append(_graded(folder, student, lesson, found.get((student, lesson)), cell_timeout_s))
+        for student in students:
+            for lesson in sorted({lesson for _, lesson in (*found, *misnamed)}):
+                row = _graded(folder, student, lesson, found.get((student, lesson)), cell_timeout_s)
+                if (student, lesson) in misnamed:
+                    name = misnamed[student, lesson].name
+                    row["note"] += f"; found {name}: rename it to {lesson}.ipynb"
+                rows.append(row)
                 print("{student} {lesson}: {points:g} of {of:g} points{note}".format(**_line(rows[-1])), flush=True)
+    print(*left_out, sep="\n", end="\n" if left_out else "", flush=True)
     with paths.replacing(folder / "grades.csv") as temporary:
         table = pd.DataFrame(rows)
         numbered = sorted(name for name in table if name.startswith("exercise "))
@@ -122,7 +140,7 @@ def restored(submitted: NotebookNode, source: NotebookNode) -> NotebookNode:
     """A submission in which only what students write is theirs.
 
     Locked cells and the metadata of all cells are the source's, since metadata, too, can change a grade: a tag
-    keeps a cell from being executed. Locked cells that are missing are put back.
+    keeps a cell from being executed. Locked cells that are missing are put back, checks below their exercises.
     """
     known = {cell.metadata.nbgrader.grade_id: cell for cell in source.cells if "nbgrader" in cell.metadata}
     missing = dict(known)
@@ -133,7 +151,9 @@ def restored(submitted: NotebookNode, source: NotebookNode) -> NotebookNode:
         cells.append(original if original and original.metadata.nbgrader.locked else cell)
     for cell in missing.values():
         if cell.metadata.nbgrader.grade:
-            cells.append(cell)
+            exercise = cell.metadata.nbgrader.grade_id.replace("check_", "exercise_", 1)
+            ids = [other.metadata.get("nbgrader", {}).get("grade_id") for other in cells]
+            cells.insert(ids.index(exercise) + 1 if exercise in ids else len(cells), cell)
         elif cell.metadata.nbgrader.locked:
             cells.insert(0, cell)
     if len(missing) == len(known):
@@ -155,12 +175,15 @@ def _graded(folder: Path, student: str, lesson: str, submission: Path | None, se
     try:
         if submission is None:
             raise ValueError("not submitted")
-        nbformat.write(restored(_read(submission), source), _at(folder / "submitted" / student, lesson))
+        notebook = restored(_read(submission), source)
+        nbformat.write(notebook, _at(folder / "submitted" / student, lesson))
         reached, note = _executed(folder, student, lesson, seconds)
         points |= reached
+        if not note and not any(reached.values()) and _answers(notebook) == _answers(source):
+            note = "no exercise answered"
     except ValueError as error:
         note = in_brief(error)
-    numbered = {f"exercise {name.rpartition('_')[2]}": value for name, value in points.items()}
+    numbered = {_numbered(name): value for name, value in points.items()}
     total = {"points": sum(points.values()), "of": float(sum(checks.values()))}
     return {"student": student, "lesson": lesson, **total, **numbered, "note": note}
 
@@ -172,20 +195,45 @@ def _executed(folder: Path, student: str, lesson: str, seconds: int) -> tuple[di
         ValueError: it could not be executed.
     """
     end = time.monotonic() + CELLS * seconds
-    api = _api(folder, "grades.db", lambda _: max(1, min(seconds, int(end - time.monotonic()))))
+    started = []
+
+    def timeout(cell: NotebookNode) -> int:
+        started.append(cell)
+        return max(1, min(seconds, int(end - time.monotonic())))
+
+    api = _api(folder, "grades.db", timeout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="nbgrader")  # its use of its database
         result = api.autograde(lesson, student)
         log = result.get("log", "")
         if not result["success"]:
             known = {"DeadKernelError": "its kernel died, killed or out of memory"}
-            known["CellTimeoutError"] = f"a cell took more than {seconds} s and could not be stopped"
+            slow = f"{_place(started[-1:])}a cell took more than {seconds} s"
+            known["CellTimeoutError"] = f"{slow} and could not be stopped"
             why = [text for name, text in known.items() if name in log]
             raise ValueError(why[0] if why else f"not executed: {_last(result)}")
         with api.gradebook as gradebook:
             graded = gradebook.find_submission_notebook(lesson, lesson, student)
             points = {grade.name: float(grade.score) for grade in graded.grades}
-    return points, f"a cell took more than {seconds} s" if "Timeout waiting" in log else ""
+    slow = [cell for cell in started if "CellTimeoutError" in {output.get("ename") for output in cell.outputs}]
+    return points, f"{_place(slow)}a cell took more than {seconds} s" if "Timeout waiting" in log else ""
+
+
+def _place(cells: list[NotebookNode]) -> str:
+    """The exercise of the first of some cells, to begin a note, if that is known."""
+    name = cells[0].metadata.get("nbgrader", {}).get("grade_id", "") if cells else ""
+    return f"{_numbered(name)}: " if name.startswith(("exercise_", "check_")) else ""
+
+
+def _numbered(name: str) -> str:
+    """What the table calls a cell's exercise."""
+    return f"exercise {name.rpartition('_')[2]}"
+
+
+def _answers(notebook: NotebookNode) -> dict[str, str]:
+    """The cells that students fill in, by name."""
+    named = [(cell.metadata.get("nbgrader", {}), cell.source.strip()) for cell in notebook.cells]
+    return {about.grade_id: source for about, source in named if about.get("solution")}
 
 
 def _read(path: Path) -> NotebookNode:
@@ -204,24 +252,50 @@ def _read(path: Path) -> NotebookNode:
     return notebook
 
 
-def _found(submissions: Path, lessons: set[str]) -> dict[tuple[str, str], Path]:
-    """The files of each student and lesson; links are left out, since they may lead anywhere.
+def _students(submissions: Path) -> tuple[list[str], list[str]]:
+    """The students' folders, by name, and a line for each thing beside them; hidden ones are nobody's.
 
     Raises:
-        InputError: there are none, or nbgrader can't use a student's name.
+        InputError: there is no such folder.
     """
-    found = {}
-    for path in (*sorted(submissions.glob("*/*.ipynb")), *sorted(submissions.glob("*/*/*.ipynb"))):
-        student = path.relative_to(submissions).parts[0]
-        if path.stem not in lessons or not path.is_file() or path.is_symlink():
-            print(f"{path}: left out, not the file of a lesson", flush=True)
-        elif not re.fullmatch(r"[\w@,()' -][\w@.,()' -]*", student) or student != student.strip():
-            raise InputError(f"{submissions / student}: not a student's name that can be used; rename it")
+    if not submissions.is_dir():
+        raise InputError(f"{submissions}: no such folder")
+    students, left_out = [], []
+    for path in sorted(submissions.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            left_out.append(f"{path}: left out, not in a student's folder")
+        elif not USABLE.fullmatch(path.name):
+            left_out.append(f"{path}: left out, rename it; a student's name may hold {CHARACTERS}")
         else:
-            found[student, path.stem] = path
-    if not found:
-        raise InputError(f"{submissions}: holds no submissions; name a folder of student/lesson.ipynb")
-    return found
+            students.append(path.name)
+    return students, left_out
+
+
+def _found(submissions: Path, students: list[str], lessons: set[str]) -> tuple[dict, dict, list[str]]:
+    """The files of each student and lesson, those whose names only begin so, and a line for each other file.
+
+    Links are left out, since they may lead anywhere.
+    """
+    found, misnamed, others = {}, {}, []
+    for student in students:
+        for path in (*sorted((submissions / student).glob("*")), *sorted((submissions / student).glob("*/*"))):
+            hidden = any(part.startswith(".") for part in path.relative_to(submissions).parts)
+            if hidden or (path.is_dir() and not path.is_symlink() and path.suffix != ".ipynb"):
+                continue
+            begun = [lesson for lesson in lessons if path.name.startswith(lesson)]
+            if path.is_symlink() or not path.is_file() or not begun:
+                others.append(f"{path}: left out, not the file of a lesson")
+            elif path.suffix == ".ipynb" and path.stem in lessons:
+                found[student, path.stem] = path
+            elif (key := (student, max(begun, key=len))) in misnamed:
+                others.append(f"{path}: left out, {misnamed[key].name} is another such file")
+            else:
+                misnamed[key] = path
+    for key in found.keys() & misnamed.keys():
+        others.append(f"{misnamed.pop(key)}: left out, {key[1]}.ipynb is graded")
+    return found, misnamed, sorted(others)
 
 
 def _api(folder: Path, database: str = "gradebook.db", timeout: Callable | None = None) -> Any:
