@@ -259,7 +259,7 @@ def _students(submissions: Path) -> tuple[list[str], list[str]]:
         InputError: there is no such folder.
     """
     if not submissions.is_dir():
-        raise InputError(f"{submissions}: no such folder")
+        raise InputError(f"{submissions}: no such folder; name the one that holds the submissions")
     students, left_out = [], []
     for path in sorted(submissions.iterdir()):
         if path.name.startswith("."):
