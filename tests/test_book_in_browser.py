@@ -13,6 +13,7 @@ from bs4 import BeautifulSoup
 import soak
 from nodules import course, paths
 
+pytestmark = pytest.mark.slow
 REPOSITORY = "someone/nodules"
 EXERCISES, WIDGET = "notebooks/exercises/01_data", "notebooks/06_interpretation"
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src"}  # what a page fetches by itself

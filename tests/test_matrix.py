@@ -1,6 +1,7 @@
 """All notebooks on small sets that lack what is optional, in pairs and altogether, and on very unequal sets."""
 
 import ast
+import itertools
 import json
 
 import h5py
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from nodules import course, paths
-from nodules.evaluation import baselines
+from nodules.evaluation import baselines, metrics
 from nodules.report import page
 
 SMALL = {
@@ -131,6 +132,13 @@ QUICK = ("Kaggle's form",)
 MORE = {"four malignant patients": {"folds": 5}}
 
 
+@pytest.fixture
+def quick_intervals(monkeypatch):
+    """Intervals of few resamples: whether they hold is not asked here, and they take most of the time."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 100)
+    monkeypatch.setattr(metrics.bootstrap_weights, "__defaults__", (100,))
+
+
 def write(path, arrays):
     """Kaggle's form is HDF5 with names of its own, the others are npz."""
     if path.suffix == ".npz":
@@ -154,8 +162,8 @@ def execute(notebook, chosen):
                 names |= {key: value for key, value in chosen.items() if key in known}
 
 
-def show(shown):
-    for way in ("_repr_mimebundle_", "_repr_html_"):
+def show(*several):
+    for shown, way in itertools.product(several, ("_repr_mimebundle_", "_repr_html_")):
         if hasattr(shown, way):
             getattr(shown, way)()
 
@@ -163,7 +171,7 @@ def show(shown):
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
 )
-def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name):
+def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name, quick_intervals):
     make, expected = SETS[name]
     data = tmp_path / ("own.hdf5" if name == "Kaggle's form" else "own.npz")
     write(data, make())

@@ -154,7 +154,7 @@ def test_the_smoke_report_holds_what_the_notebooks_made(smoke):
 @pytest.mark.slow
 def test_a_run_from_nothing_elsewhere_gives_the_same_to_the_last_byte(smoke_run, tmp_path):
     project = soak.copy(tmp_path)
-    soak.finish(project, OMP_NUM_THREADS="1", PYTHONHASHSEED="7")  # and one job at a time, where the first had two
+    soak.finish(project, "-j2", OMP_NUM_THREADS="1", PYTHONHASHSEED="7")
     first, second = soak.product(ROOT), soak.product(project)
     assert soak.differences(first, second) == []
     assert any(name.endswith("04_training/predictions.csv") for name in first) and len(first) > 60
