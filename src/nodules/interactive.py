@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from nodules import plots
 
 DPI = 80
+WIDE, UNCUT = "22em", {"description_width": "initial"}  # of a slider, and of its label
 
 
 def both_forms(box: widgets.Widget, still: Figure, options: dict[str, Any]) -> dict[str, Any]:
@@ -84,14 +85,13 @@ class Guess:
 
 def slider(label: str, value: float, low: float, high: float, step: float) -> widgets.FloatSlider:
     """A slider that draws when it is let go."""
-    layout, style = widgets.Layout(width="22em"), {"description_width": "initial"}
-    return widgets.FloatSlider(
-        value, min=low, max=high, step=step, description=label, continuous_update=False, layout=layout, style=style
-    )
+    return widgets.FloatSlider(value, min=low, max=high, step=step, **_look(label))
 
 
 def chosen(label: str, values: list[Any], value: Any) -> widgets.SelectionSlider:
     """A slider over a few values."""
-    layout, style = widgets.Layout(width="22em"), {"description_width": "initial"}
-    options = {"description": label, "continuous_update": False, "layout": layout, "style": style}
-    return widgets.SelectionSlider(options=values, value=value, **options)
+    return widgets.SelectionSlider(options=values, value=value, **_look(label))
+
+
+def _look(label: str) -> dict[str, Any]:
+    return {"description": label, "continuous_update": False, "layout": widgets.Layout(width=WIDE), "style": UNCUT}

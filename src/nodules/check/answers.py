@@ -1,7 +1,7 @@
 """What the checks of all lessons share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,18 @@ def given(answer: Any, kind: type | tuple[type, ...] = object) -> Any:
     require(answer is not ..., "there is no answer yet; replace the three dots")
     names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
     require(isinstance(answer, kind), f"the answer is a {type(answer).__name__}, but a {names} is asked for")
+    return answer
+
+
+def fields(answer: Any, names: Collection[str], what: str = "the answer") -> dict[str, Any]:
+    """An answer as a dictionary that holds all of the names.
+
+    Raises:
+        Wrong: it is no dictionary, or lacks one of them.
+    """
+    answer = given(answer, dict)
+    missing = set(names) - set(answer)
+    require(not missing, f"{what} lacks {', '.join(sorted(missing))}")
     return answer
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nodules.check.answers import array, called, choice, close, given, number, require, right
+from nodules.check.answers import array, called, choice, close, fields, given, number, require, right
 from nodules.data import patches
 from nodules.data.patches import Patches
 from nodules.evaluation import metrics
@@ -71,9 +71,7 @@ def exercise_1_4(answer: Any, ct: Patches) -> None:
 
 def exercise_1_5(answer: Any) -> None:
     """Always saying "benign" where 1 nodule in 20 is malignant."""
-    answer = given(answer, dict)
-    missing = {"accuracy", "sensitivity", "missed"} - set(answer)
-    require(not missing, f"the answer lacks {', '.join(sorted(missing))}")
+    answer = fields(answer, {"accuracy", "sensitivity", "missed"})
     close(answer["accuracy"], 0.95, "of 1000 nodules 950 are benign, and all of these are called right")
     close(answer["sensitivity"], 0, "sensitivity is the share of malignant nodules that are called malignant; none is")
     close(answer["missed"], 50, "5% of 1000 nodules are malignant, and every one of them is called benign")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nodules.check.answers import array, called, choice, close, given, number, require, right
+from nodules.check.answers import array, called, choice, close, fields, given, number, require, right
 from nodules.data.patches import Patches
 from nodules.evaluation import metrics
 from nodules.networks import bank
@@ -18,9 +18,7 @@ from nodules.networks import bank
 
 def exercise_2_1(answer: Any) -> None:
     """Side, number and parameters of the maps of a ResNet's first layer."""
-    answer = given(answer, dict)
-    missing = {"side", "maps", "parameters"} - set(answer)
-    require(not missing, f"the answer lacks {', '.join(sorted(missing))}")
+    answer = fields(answer, {"side", "maps", "parameters"})
     layer = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
     maps = layer(torch.zeros(1, 3, 64, 64))
     side = number(answer["side"])

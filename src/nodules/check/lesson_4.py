@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
-from nodules.check.answers import Wrong, array, called, choice, close, given, number, require, right
+from nodules.check.answers import Wrong, array, called, choice, close, fields, given, number, require, right
 from nodules.data.patches import Patches
 
 PATCHES = 600  # of the exercises' set, those for validation among them
@@ -19,9 +19,7 @@ NODULE, LUNG = 50.0, -800.0  # HU, in the patches of exercise 4.6
 
 def exercise_4_1(answer: Any, ct: Patches) -> None:
     """The loss of a coin, of the share of malignant patches, and of a sure error."""
-    answer = given(answer, dict)
-    missing = {"coin", "share", "sure"} - set(answer)
-    require(not missing, f"the answer lacks {', '.join(sorted(missing))}")
+    answer = fields(answer, {"coin", "share", "sure"})
     y = ct.table["malignant"].to_numpy()
     coin, share = (log_loss(y, np.full(len(y), p)) for p in (0.5, y.mean()))
     sure = log_loss([1], [0.01], labels=[0, 1])

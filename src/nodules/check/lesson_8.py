@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import cohen_kappa_score
 
-from nodules.check.answers import array, called, choice, close, given, number, require, right
+from nodules.check.answers import array, called, choice, close, fields, given, number, require, right
 from nodules.evaluation import decisions, metrics
 
 Labelled = tuple[np.ndarray, np.ndarray]  # labels and probabilities, (N,) each
@@ -65,9 +65,7 @@ def exercise_8_3(cheapest: Callable, kept: Any, truth: Parts, said: Parts) -> No
         told = f"for a cost of {cost} your threshold {line:.3g} costs {mine:.0f}, but one of p costs {min(costs):.0f}"
         hint = "count benign patches at or above it once, malignant ones below it `cost` times"
         require(mine <= min(costs) + 1e-6, f"{told}; {hint}")
-    kept, line = given(kept, dict), float(cheapest(y, p, COST))
-    missing = set(said) - set(kept)
-    require(not missing, f"the answer lacks {', '.join(sorted(missing))}")
+    kept, line = fields(kept, said), float(cheapest(y, p, COST))
     rates = {part: (said[part][truth[part] == 1] >= line).mean() for part in said}
     for part, rate in rates.items():
         own = float(cheapest(truth[part], said[part], COST))
@@ -140,9 +138,8 @@ def exercise_8_6(audit: Callable, letters: Any, scored: tuple[Parts, Parts], gro
     table = given(called(audit, y, p, line, group, patient), dict)
     require(set(table) == set(group), f"the groups are {sorted(set(group))}, but you have {sorted(map(str, table))}")
     for name in sorted(set(group)):
-        row, chosen = given(table[name], dict), (group == name) & (y == 1)
-        missing = {"malignant", "sensitivity", "low", "high"} - set(row)
-        require(not missing, f"{name}: the answer lacks {', '.join(sorted(missing))}")
+        row = fields(table[name], {"malignant", "sensitivity", "low", "high"}, f"{name}: the answer")
+        chosen = (group == name) & (y == 1)
         close(row["malignant"], chosen.sum(), f"{name}: count the malignant patches of the group, not all of them")
         called_so = (group == name) & (p >= line)
         precision = y[called_so].mean()
