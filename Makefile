@@ -28,6 +28,7 @@ FILES       :=
 SOURCE      :=
 ENVIRONMENT :=
 TEACHING    :=
+FETCHING    :=
 ifeq ($(PROFILE)-$(DATA),demo-phantom)
 FIGURES := figures
 README  := --readme README.md
@@ -37,13 +38,14 @@ endif
 # The files of the data: notebooks run again when one changes
 ifneq ($(DATA),phantom)
 FOLDER := $(if $(filter kaggle,$(DATA)),data,$(DATA))
-FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv))
+FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv nodules.csv annotations.csv))
 FILES  += $(if $(wildcard $(FOLDER)/.),,$(wildcard $(DATA)))
 endif
 LIMIT := $(if $(CELL_TIMEOUT_S),--cell-timeout-s $(CELL_TIMEOUT_S))
 ifeq ($(PY),$(VENV)/bin/python)
 ENVIRONMENT := $(VENV)/installed
 TEACHING    := $(VENV)/teaching
+FETCHING    := .cache/fetching/installed
 endif
 
 # If the home folder can't be written to, tools keep their files here
@@ -63,10 +65,11 @@ $(error DATA=$(DATA): contains a space or a character that is special to make or
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks book slides assignment grades test lab bench soak lint errors lock clean distclean other-data
+.PHONY: help figures notebooks book slides assignment grades test lab bench soak lint errors lock clean distclean \
+	other-data data-kaggle data-lidc
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
 
 figures:  ## run all notebooks and write the report, figures/report.html
@@ -87,6 +90,13 @@ assignment: $(ENVIRONMENT) $(TEACHING)  ## write the exercises for students, wit
 grades: $(ENVIRONMENT) $(TEACHING)  ## grade SUBMISSIONS=folder, which executes them; writes assignments/grades.csv
 	"$(PY)" -m nodules grades assignments "$(SUBMISSIONS)"
 SUBMISSIONS ?= assignments/submissions
+
+data-kaggle: $(ENVIRONMENT) $(FETCHING)  ## download Kaggle's set into data/, with your token in KAGGLE_API_TOKEN
+	PYTHONPATH=.cache/fetching "$(PY)" -m nodules fetch kaggle
+
+data-lidc: $(ENVIRONMENT) $(FETCHING)  ## download CT scans of PATIENTS=20 (or all, 114 GB) into data/lidc-idri/
+	PYTHONPATH=.cache/fetching "$(PY)" -m nodules fetch lidc --patients "$(PATIENTS)"
+PATIENTS ?= 20
 
 test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	"$(PY)" -m pytest $(TEST_ARGS)
@@ -112,6 +122,7 @@ lock: $(ENVIRONMENT)  ## compile requirements*.txt and environment.yml from pypr
 	$(VENV)/bin/uv pip compile $(COMPILE) --group dev pyproject.toml -o requirements.txt
 	$(VENV)/bin/uv pip compile $(COMPILE) --group weights -o requirements-weights.txt
 	$(VENV)/bin/uv pip compile $(COMPILE) --constraint requirements.txt --group teaching -o requirements-teaching.txt
+	$(VENV)/bin/uv pip compile $(COMPILE) --constraint requirements.txt --group data -o requirements-data.txt
 	sed -i.old '/^      - /d' environment.yml && rm environment.yml.old
 	sed -n 's/^\([a-z0-9].*[^ ]\) *\\$$/      - \1/p' requirements.txt >> environment.yml
 	echo '      - -e .' >> environment.yml
@@ -144,6 +155,13 @@ $(VENV)/teaching: requirements-teaching.txt $(VENV)/installed
 	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --require-hashes --requirement requirements-teaching.txt
 	@touch $@
 
+# Packages that fetch data, beside the environment: nothing else may come to need them
+.cache/fetching/installed: requirements-data.txt $(VENV)/installed
+	rm -rf $(@D)
+	$(VENV)/bin/uv pip install --python "$(PY)" --target $(@D) --quiet --no-deps --require-hashes \
+		--requirement requirements-data.txt
+	@touch $@
+
 # An executed notebook depends on its source, profile and the lock. Its .d file adds the modules it uses and, if it read
 # other data whose path ends alike, other-data.
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt | $(ENVIRONMENT)
@@ -160,6 +178,7 @@ $(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb
 $(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
 $(RUN)/08_decisions.ipynb: $(RUN)/04_training.ipynb
+$(RUN)/09_your_own_scan.ipynb: $(RUN)/05_whole_network.ipynb
 
 $(FIGURES)/slides/index.html: $(EXECUTED) $(wildcard src/nodules/tools/slides.py src/nodules/tools/templates/*) \
 		| $(TEACHING)
@@ -176,12 +195,13 @@ $(EXERCISES): $(RUN)/%.ipynb: notebooks/%.ipynb $(wildcard src/nodules/check/*.p
 # The book lies beside the report, so that the links between them are the same in every run. Its pages are gathered in a
 # folder laid out like the repository, so that links between them work.
 BOOK := $(RUN)/book
-$(FIGURES)/book/index.html: $(FIGURES)/report.html $(EXERCISES) README.md $(wildcard docs/*.md docs/book/*.* docs/book/*/*) \
+$(FIGURES)/book/index.html: $(FIGURES)/report.html $(EXERCISES) README.md $(wildcard weights/*.md docs/*.md docs/book/*.* docs/book/*/*) \
 		| $(TEACHING)
 	rm -rf $(BOOK)
-	mkdir -p $(BOOK)/source/notebooks/exercises $(BOOK)/source/docs $(BOOK)/source/figures
+	mkdir -p $(addprefix $(BOOK)/source/,notebooks/exercises docs figures weights)
 	cp README.md docs/book/*.md $(BOOK)/source
 	cp docs/*.md $(BOOK)/source/docs
+	cp weights/*.md $(BOOK)/source/weights
 	cp $(EXECUTED) $(BOOK)/source/notebooks
 	cp $(EXERCISES) $(BOOK)/source/notebooks/exercises
 	cp $(FIGURES)/*.md $(FIGURES)/answer.png $(BOOK)/source/figures

@@ -139,3 +139,15 @@ def test_the_controls_answer(page, lab, tmp_path, name, sliders):
     boxes = page.locator(".widget-vbox:has(> .widget-image)").all()
     assert [moved(page, box) for box in boxes] == sliders
     page.screenshot(path=tmp_path / f"{name}.png")
+
+
+def test_a_click_in_a_scan_chooses_a_place(page, lab, tmp_path):
+    run_all(page, lab, "09_your_own_scan")
+    picture = page.get_by_alt_text("axial slice; click to choose a place")
+    picture.scroll_into_view_if_needed()
+    where = page.locator(".widget-label:has-text('voxel')").last
+    before = where.inner_text()
+    picture.click(position={"x": 100, "y": 120})
+    expect(where).not_to_have_text(before, timeout=MINUTES)
+    assert min(pictures(page)) > 500
+    page.screenshot(path=tmp_path / "09_your_own_scan.png")

@@ -27,10 +27,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 from nodules import __main__, paths
-from nodules.data import export, patches
+from nodules.data import export, patches, scans
 from nodules.errors import InputError
 from nodules.networks import bodies, network
 from nodules.tools import run
+from scanfiles import values, write_series, write_volume
 
 SECONDS = 20  # that a case may take
 MEMORY = 1_500_000_000  # bytes that it may take beyond what the process has
@@ -239,6 +240,32 @@ def test_damaged_weights_are_taken_as_they_are_or_refused_in_one_line(tmp_path, 
         path.write_bytes(damaged(content, np.random.default_rng([seed, 7])))
         codes.append(check(job, tmp_path / "log"))
     assert codes.count(2) > 15
+
+
+@pytest.mark.parametrize("name", ["DICOM", "MetaImage"])
+def test_a_damaged_scan_is_read_or_refused_in_one_line(tmp_path, name):
+    folder, hu = tmp_path / "scan", values()
+    files = write_series(folder, hu) if name == "DICOM" else [write_volume(folder / "a.mhd", hu), folder / "a.raw"]
+
+    def job():
+        try:
+            for found in scans.find(folder):
+                scans.read(found)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    assert check(job, tmp_path / "log") == 0
+    codes = []
+    for seed in range(150):
+        rng = np.random.default_rng([seed, 5])
+        file = files[rng.integers(len(files))]
+        intact = file.read_bytes()
+        file.write_bytes(damaged(intact, rng))
+        codes.append(check(job, tmp_path / "log"))
+        file.write_bytes(intact)
+    assert 0 in codes and codes.count(2) > 30
 
 
 def npy(header, version=1, data=b""):

@@ -93,7 +93,7 @@ def test_the_glossary_is_alphabetical_and_explains_each_term_once():
     assert len({slug(term) for term in terms}) == len(terms)
 
 
-FURTHER = {"dicom", "early-stopping", "ensemble", "kappa", "momentum", "regularization", "wilson-interval"}
+FURTHER = {"early-stopping", "kappa", "momentum", "regularization", "wilson-interval"}
 
 
 def test_the_lessons_link_every_term_once_from_its_first_use():

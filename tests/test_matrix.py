@@ -41,6 +41,8 @@ SMALL = {
     "simulations": 10,
     "ablated": 60,
     "shifted": 30,
+    "simulated": 300,
+    "empty_places": 10,
 }
 PIXELS, MM, WHOLE = (f"the baseline {name}" for name in baselines.RULERS)
 MAPS, CURVES = "whether the maps find the nodule", "the curves of the rulers"

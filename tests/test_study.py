@@ -70,7 +70,11 @@ def test_every_number_and_every_choice_of_a_notebook_has_a_range_and_the_reverse
         for name, value in everywhere.items()
         if all(type(number) in (int, float) for number in (value if isinstance(value, list) else [value]))
     }
-    assert numeric | {"split_kind", "pool", "rule"} == study.RANGES.keys() | study.CHOICES.keys() <= everywhere.keys()
+    assert (
+        numeric | {"split_kind", "pool", "rule", "unit"}
+        == study.RANGES.keys() | study.CHOICES.keys()
+        <= everywhere.keys()
+    )
 
 
 @pytest.mark.parametrize("path", sorted(paths.ROOT.glob("params/*.yaml")), ids=lambda path: path.stem)

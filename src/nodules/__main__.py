@@ -1,4 +1,6 @@
-"""The command line: ``python -m nodules run | report | export | slides | assignment | grades | bench | messages``.
+"""The command line: ``python -m nodules`` and ``run | report | export | fetch | cut | predict | teach | slides``.
+
+Also ``assignment | grades | bench | messages``.
 
 Bad input ends with one line and exit code 2.
 """
@@ -32,6 +34,43 @@ def _export(arguments: argparse.Namespace) -> None:
 
     held = patches.read(arguments.data)
     print(export.to_folders(held, split.assign(held.table, arguments.split, arguments.seed), arguments.folder))
+
+
+def _teach(arguments: argparse.Namespace) -> None:
+    from nodules.tools import teach
+
+    options = {name: getattr(arguments, name) for name in ("credit", "folds", "epochs", "phantom", "seed")}
+    print(teach.teach(arguments.data, arguments.output, **options))
+
+
+def _cut(arguments: argparse.Namespace) -> None:
+    from nodules import paths
+    from nodules.data import cut
+
+    with paths.replacing(arguments.output) as temporary:
+        parts = arguments.output.with_name(f".{arguments.output.name}.parts")
+        told = cut.dataset(arguments.folder, temporary, parts, arguments.workers, arguments.pseudonym)
+    print(*told, arguments.output, sep="\n")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from nodules import model
+    from nodules.tools import predict
+
+    taught = model.load(arguments.model or model.DEFAULT)
+    table = predict.table(arguments.at, arguments.csv)
+    judged = predict.judge(taught, arguments.source, table, arguments.series, arguments.unit)
+    print(predict.predict(taught, judged, arguments.output, arguments.report))
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from nodules import paths
+    from nodules.tools import fetch
+
+    if arguments.what == "kaggle":
+        print(fetch.kaggle(arguments.folder or paths.DATA))
+    else:
+        print(fetch.lidc(arguments.folder or paths.DATA / "lidc-idri", arguments.patients))
 
 
 def _slides(arguments: argparse.Namespace) -> None:
@@ -88,6 +127,49 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--split", default="auto")
     export.add_argument("--seed", type=int, default=0)
     export.set_defaults(do=_export)
+
+    teach = commands.add_parser("teach", help="teach a model to hand over; writes two files, .safetensors and .json")
+    teach.add_argument("data", help="as DATA= of make figures: phantom, kaggle, a folder, or an npz or HDF5 file")
+    teach.add_argument("-o", dest="output", type=Path, required=True, help="its name, ending in .safetensors")
+    teach.add_argument("--credit", default="", help="whose data these are and their licence, for the model's card")
+    teach.add_argument("--folds", type=int, default=5, help="networks; each leaves out one fold of patients (5)")
+    teach.add_argument("--epochs", type=int, default=20, help="passes over the nodules (20)")
+    teach.add_argument(
+        "--phantom", type=int, default=6691, help="simulated patches to learn from beside real ones (6691)"
+    )
+    teach.add_argument("--seed", type=int, default=0)
+    teach.set_defaults(do=_teach)
+
+    fetch = commands.add_parser("fetch", help="download real data")
+    fetch.add_argument("what", choices=["kaggle", "lidc"])
+    fetch.add_argument("--folder", type=Path, help="where to (data, or data/lidc-idri)")
+    fetch.add_argument("--patients", default="20", help="of lidc: how many, or all (20)")
+    fetch.set_defaults(do=_fetch)
+
+    cut = commands.add_parser("cut", help="cut patches out of scans, into a file in this project's format")
+    cut.add_argument("folder", type=Path, help="LIDC-IDRI, LUNA16, or scans with a CSV: series, x, y, z, unit")
+    cut.add_argument("-o", dest="output", type=Path, required=True, help="the npz file to write")
+    cut.add_argument("--workers", type=int, default=0, help="processes (one per core)")
+    cut.add_argument("--pseudonym", type=Path, metavar="KEYFILE", help="replace ids by hashes keyed with this file")
+    cut.set_defaults(do=_cut)
+
+    predict = commands.add_parser("predict", help="ask a model about nodules in a scan, or about patches")
+    predict.add_argument(
+        "source", type=Path, help="a folder of DICOM files, a .mhd, .nii.gz, ... file, or patches (npz)"
+    )
+    where = predict.add_mutually_exclusive_group()
+    where.add_argument("--at", metavar="X,Y,Z", help="where the nodule is; --at=-50,20,-120 if it begins with a minus")
+    where.add_argument("--csv", type=Path, help="a table of places: x, y, z, and perhaps unit, series, nodule, patient")
+    units = predict.add_mutually_exclusive_group()
+    units.add_argument(
+        "--mm", dest="unit", action="store_const", const="mm", default="", help="x, y, z are in mm (LPS)"
+    )
+    units.add_argument("--voxel", dest="unit", action="store_const", const="voxel", help="they are column, row, slice")
+    predict.add_argument("--series", default="", help="which of several scans: the end of its SeriesInstanceUID")
+    predict.add_argument("--model", type=Path, help="a model's .safetensors file or folder (weights/lidc-small)")
+    predict.add_argument("-o", dest="output", type=Path, help="write the answers as CSV")
+    predict.add_argument("--report", type=Path, metavar="PAGE.html", help="write a page with a sheet for each nodule")
+    predict.set_defaults(do=_predict)
 
     slides = commands.add_parser("slides", help="write a run's notebooks as slides")
     slides.add_argument("run_dir", type=Path)

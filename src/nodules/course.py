@@ -24,7 +24,7 @@ class Lesson:
     question: str  # its heading
 
 
-DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION, DECISIONS = LESSONS = (
+DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION, DECISIONS, OWN_SCAN = LESSONS = (
     Lesson("01_data", "Data", "What is in the data, and how far do we get without looking at the images?"),
     Lesson("02_architectures", "Architectures", "Which pretrained network works best?"),
     Lesson("03_learning_rate", "Learning rate", "How fast should the network learn?"),
@@ -33,6 +33,7 @@ DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION, DECISION
     Lesson("06_interpretation", "Interpretation", "What does the network look at, and where does it fail?"),
     Lesson("07_evaluation", "Evaluation", "How far can the results be trusted?"),
     Lesson("08_decisions", "Decisions", "What may be decided with it, and where does it break?"),
+    Lesson("09_your_own_scan", "Your own scan", "What does the model say of a nodule in my scan?"),
 )
 
 # The figures of the 2019 report, by its numbers

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
@@ -686,4 +687,105 @@ def kinship(table: pd.DataFrame, line: float, heading: str) -> Figure:
     axis.set(title=heading, xlabel="cross-correlation of the pixels at the best shift", ylabel="pairs", yscale="log")
     axis.get_legend().set_title("")
     sns.despine(figure)
+    return figure
+
+
+def whole_slice(plane: np.ndarray, place: np.ndarray, window: list[float]) -> Figure:
+    """A slice that fills the figure, with a cross at a place (x, y)."""
+    figure = Figure(figsize=(5, 5 * plane.shape[0] / plane.shape[1]))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(plane, vmin=window[0], vmax=window[1], aspect="auto")
+    axis.plot(*place, "+", color=ORANGE, markersize=18)
+    axis.set_axis_off()
+    return figure
+
+
+def planes(
+    first: np.ndarray,
+    second: np.ndarray,
+    third: np.ndarray,
+    sides_mm: list[list[float]],
+    window: list[float],
+    heading: str,
+) -> Figure:
+    """The axial, coronal and sagittal plane through a place; ``sides_mm`` has the width and height of each."""
+    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+    _crossed(figure.subplots(1, 3), (first, second, third), ["axial", "coronal", "sagittal"], sides_mm, window)
+    figure.suptitle(heading, fontsize=12)
+    return figure
+
+
+def _crossed(
+    axes: np.ndarray,
+    pictures: tuple[np.ndarray, ...],
+    names: list[str],
+    sides_mm: list[list[float]],
+    window: list[float],
+) -> None:
+    """Draw pictures with a cross that leaves their middle free, in mm where their sides are known."""
+    for axis, picture, name, sides in zip(axes, pictures, names, sides_mm, strict=True):
+        half = [side / 2 for side in sides or picture.shape[::-1]]
+        axis.imshow(picture, vmin=window[0], vmax=window[1], extent=(-half[0], half[0], half[1], -half[1]))
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("mm" if sides else "pixels", fontsize=8)
+        axis.tick_params(labelsize=8)
+        for line in (axis.axvline, axis.axhline):
+            for low, high in ((0, 0.3), (0.7, 1)):
+                line(0, low, high, color=ORANGE, linewidth=0.8)
+
+
+def opinion(
+    first: np.ndarray,
+    second: np.ndarray,
+    third: np.ndarray,
+    names: list[str],
+    sides_mm: list[list[float]],
+    patch: np.ndarray,
+    attention: np.ndarray,
+    evidence: np.ndarray,
+    parts: pd.DataFrame,
+    window: list[float],
+    heading: str,
+) -> Figure:
+    """A nodule as people see it, as the networks see it, and what they make of it.
+
+    Args:
+        first: a picture of the nodule, such as a plane through it, (height, width).
+        second: another.
+        third: another.
+        names: titles of the three.
+        sides_mm: width and height of each in mm; empty lists where unknown.
+        patch: what the networks see, standardised, (side, side).
+        attention: how much of each pixel they take to be nodule, 0 to 1, (side, side).
+        evidence: what each pixel adds to the logit of malignant, (side, side).
+        parts: ``name, value``: what groups of features add to it.
+        window: pixel values shown as black and white.
+        heading: the title.
+    """
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    _crossed(axes[0], (first, second, third), names, sides_mm, window)
+    left, middle, right = axes[1]
+    for axis in (left, middle):
+        axis.imshow(patch, vmin=-2, vmax=2)
+        axis.set_axis_off()
+    if attention.max() > 0.5 > attention.min():
+        left.contour(attention, levels=[0.5], colors=[ORANGE], linewidths=1.2)
+    left.set_title("what the networks see, and take\nto be nodule (outlined)", fontsize=10)
+    most = max(float(np.abs(evidence).max()), 1e-9)
+    colours = LinearSegmentedColormap.from_list("evidence", [BLUE, "0.9", ORANGE])
+    shown = middle.imshow(evidence, vmin=-most, vmax=most, cmap=colours, alpha=LAID_OVER * np.abs(evidence) / most)
+    middle.set_title("evidence inside it", fontsize=10)
+    bar = figure.colorbar(shown, ax=middle, shrink=0.8)
+    bar.set_ticks([-most, 0, most], labels=["benign", "0", "malignant"])
+    bar.solids.set_alpha(1)
+    bar.ax.tick_params(labelsize=8)
+    right.barh(parts["name"], parts["value"], color=[ORANGE if value > 0 else BLUE for value in parts["value"]])
+    right.axvline(0, color="0.3", linewidth=0.8)
+    right.invert_yaxis()
+    right.tick_params(labelsize=8)
+    right.set_xlabel("against or for malignant, added to the logit", fontsize=8)
+    right.set_title("compared with an average nodule", fontsize=10)
+    sns.despine(ax=right)
+    figure.suptitle(heading, fontsize=12)
     return figure

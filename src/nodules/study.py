@@ -22,6 +22,8 @@ RANGES = {
     **dict.fromkeys(("epochs", "compare_epochs", "cycle_len", "cycle_mult"), (1, 100_000)),
     **dict.fromkeys(("views", "seeds", "lr_seeds", "cases", "pointed", "erased", "map_epochs"), (1, 1000)),
     "members": (1, 20),
+    "simulated": (300, patches.MOST_PATCHES),
+    "empty_places": (10, 1000),
     "company": (0, patches.MOST_PATCHES),
     **dict.fromkeys(("arm_epochs", "whole_epochs", "scratch_epochs"), (1, 1000)),
     "fold_epochs": (0, 1000),
@@ -31,7 +33,13 @@ RANGES = {
     **dict.fromkeys(("slices", "simulations"), (1, 100_000)),
     **dict.fromkeys(("ablated", "shifted", "arm_patches"), (20, 100_000)),
 }
-CHOICES = {"split_kind": split.KINDS, "pool": POOLS, "rule": RULES, "folds": (0, *range(2, 11))}
+CHOICES = {
+    "unit": ("mm", "voxel"),
+    "split_kind": split.KINDS,
+    "pool": POOLS,
+    "rule": RULES,
+    "folds": (0, *range(2, 11)),
+}
 
 
 def check(parameters: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ def test_the_outline_is_learned_where_the_recipe_asks_for_it():
         network = small.seeded(small.NoduleNet, 0)
         recipe = Recipe(lr=3e-3, outline=outline, bfloat16=False)
         finetune.train(network, parts, recipe, epochs=40, name="t")
-        attention, _ = maps.attention(network, IMAGES[:4, None])
+        attention, _ = small.attention(network, IMAGES[:4, None])
         found.append(np.corrcoef(maps.overlay(attention, 64).ravel(), masks[:4].ravel())[0, 1])
     assert found[1] > 0.8 > found[0]
 

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as hnp
 from nodules.data import split
 from nodules.networks import bank, bodies, heads, maps, small
 from nodules.networks.bodies import Spec
-from nodules.networks.device import device
-from nodules.networks.network import Network, tensor
+from nodules.networks.device import device, tensor
+from nodules.networks.network import Network
 from nodules.networks.weights import ARCHITECTURES
 
 rng = np.random.default_rng(0)
@@ -121,10 +121,10 @@ def test_an_overlay_lies_between_0_and_1(evidence):
 def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
     network = small.seeded(lambda: small.NoduleNet(3), 0)
     images = rng.normal(size=(5, 3, 64, 64))
-    attention, evidence = maps.attention(network, images)
+    attention, evidence = small.attention(network, images)
     assert attention.shape == evidence.shape == (5, 16, 16)
     assert (attention[:, :2] == 0).all() and (attention[:, :, 14:] == 0).all() and (attention[:, 2:14, 2:14] > 0).all()
-    again = maps.attention(network, images[:2])[1]
+    again = small.attention(network, images[:2])[1]
     assert np.allclose(evidence[:2], again, atol=1e-5) and (evidence[:, 2:14, 2:14] != 0).all()
 
 
@@ -134,6 +134,6 @@ def test_a_forgotten_head_changes_the_evidence_but_not_the_attention():
     images = rng.normal(size=(2, 1, 64, 64))
     other = maps.forgotten(network, 1)
     assert torch.equal(network.head.weight, before) and not torch.equal(other.head.weight, before)
-    assert np.array_equal(maps.attention(network, images)[0], maps.attention(other, images)[0])
-    assert not np.allclose(maps.attention(network, images)[1], maps.attention(other, images)[1])
+    assert np.array_equal(small.attention(network, images)[0], small.attention(other, images)[0])
+    assert not np.allclose(small.attention(network, images)[1], small.attention(other, images)[1])
     assert torch.equal(other.head.weight, maps.forgotten(network, 1).head.weight)

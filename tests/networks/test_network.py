@@ -8,8 +8,8 @@ from nodules.data import transforms
 from nodules.errors import InputError
 from nodules.networks import bank, bodies, heads, small
 from nodules.networks.bodies import Spec
-from nodules.networks.device import device
-from nodules.networks.network import Mixed, Network, predict, restore, tensor
+from nodules.networks.device import device, tensor
+from nodules.networks.network import Mixed, Network, predict, restore
 
 IMAGES = np.random.default_rng(0).integers(-1000, 400, (5, 64, 64), dtype=np.int16)
 SMALL = Spec("resnet10t", "random")

@@ -93,7 +93,7 @@ def test_what_tta_gains_is_judged_by_its_interval(content):
 
 
 def test_without_the_evaluation_the_rest_stands(content):
-    for lesson in (course.DECISIONS, course.EVALUATION):
+    for lesson in (course.OWN_SCAN, course.DECISIONS, course.EVALUATION):
         content["runs"].pop()
         del content["facts"][lesson.name]
     for what in ("Calibration", "Sensitivity on test", "Conformal sets", "Leakage", "Another scanner", "Radiologists"):

@@ -12,6 +12,7 @@ from nodules.data.files import Stored
 from nodules.errors import InputError
 
 IMAGES, LABELS = ("images", "ct_slices"), ("malignant", "slice_class")  # what they may be called
+ALONE = ("masks", "unit", "source")  # no columns
 RATINGS = re.compile(r"[1-5](;[1-5])*")
 LENGTHS = ("diameter_mm", "pixel_spacing_mm")
 LONGEST = 1000  # mm
@@ -41,20 +42,12 @@ def renamed(arrays: dict[str, Stored]) -> tuple[dict[str, Stored], list[str]]:
     return out, notes
 
 
-def read(path: Path, arrays: dict[str, Stored], n: int) -> pd.DataFrame:
-    """Labels, ids and all further columns of the ``n`` patches in a file."""
-    label, stored = files.choose(path, arrays, *LABELS)
-    if stored.shape not in ((n,), (n, 1), (1, n)):
-        raise InputError(f"{path}: {n} images, but '{label}' has shape {stored.shape}; store one label per image")
-    if stored.dtype.kind not in "iufb":
-        raise InputError(f"{path}: '{label}' is {stored.dtype}, not numeric; labels must be 0 or 1")
-    labels = files.load(path, label, stored).reshape(n)
-    files.check_labels(path, label, labels)
-    if len(np.unique(labels)) == 1:
-        raise InputError(f"{path}: '{label}' is {labels[0]:g} for every patch; include both classes")
-    columns = {"id": np.array([f"{i:05d}" for i in range(n)]), "malignant": labels.astype(np.int64)}
-
-    for key in sorted(arrays.keys() - {label, *IMAGES, "masks", "unit"}):
+def read(path: Path, arrays: dict[str, Stored], n: int, labelled: bool = True) -> pd.DataFrame:
+    """Labels, unless they are not asked for, ids and all further columns of the ``n`` patches in a file."""
+    columns = {"id": np.array([f"{i:05d}" for i in range(n)])}
+    if labelled:
+        columns["malignant"] = _labels(path, arrays, n)
+    for key in sorted(arrays.keys() - {*LABELS, *IMAGES, *ALONE}):
         stored = arrays[key]
         if stored.shape not in ((n,), (n, 1), (1, n)):
             if key in USED:
@@ -68,9 +61,22 @@ def read(path: Path, arrays: dict[str, Stored], n: int) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def _labels(path: Path, arrays: dict[str, Stored], n: int) -> np.ndarray:
+    label, stored = files.choose(path, arrays, *LABELS)
+    if stored.shape not in ((n,), (n, 1), (1, n)):
+        raise InputError(f"{path}: {n} images, but '{label}' has shape {stored.shape}; store one label per image")
+    if stored.dtype.kind not in "iufb":
+        raise InputError(f"{path}: '{label}' is {stored.dtype}, not numeric; labels must be 0 or 1")
+    labels = files.load(path, label, stored).reshape(n)
+    files.check_labels(path, label, labels)
+    if len(np.unique(labels)) == 1:
+        raise InputError(f"{path}: '{label}' is {labels[0]:g} for every patch; include both classes")
+    return labels.astype(np.int64)
+
+
 def unused(arrays: dict[str, Stored]) -> list[str]:
     """Names of the arrays that nothing in this package uses, sorted."""
-    return sorted(arrays.keys() - {*USED, *IMAGES, *LABELS, "masks", "unit"})
+    return sorted(arrays.keys() - {*USED, *IMAGES, *LABELS, *ALONE})
 
 
 def _column(path: Path, key: str, stored: Stored, n: int) -> np.ndarray:

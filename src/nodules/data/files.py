@@ -270,18 +270,14 @@ def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dty
     return (len(file.pages), *side), dtype
 
 
-def _labels(path: Path) -> np.ndarray:
-    """The column ``malignancy`` of a CSV as spreadsheets write it, (N,).
-
-    Other columns number the rows if they come first, have no name, or contain all of 0, 1, 2, ...; the numbers must be
-    in order.
-    """
+def spreadsheet(path: Path, most: int = CSV_BYTES) -> pd.DataFrame:
+    """A CSV as spreadsheets write it, at most ``most`` bytes: without empty rows and columns, names in lower case."""
     with opening(path, "CSV"), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # for rows that are longer than the header
         if mistaken := _mistaken(path, "CSV"):
             raise mistaken
-        if path.stat().st_size > CSV_BYTES:
-            raise ValueError(f"more than {CSV_BYTES} bytes")
+        if path.stat().st_size > most:
+            raise ValueError(f"more than {most} bytes")
         content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if text.startswith("sep="):  # a line that spreadsheets write and read
@@ -291,6 +287,16 @@ def _labels(path: Path) -> np.ndarray:
         table = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, index_col=False)
         table = table.dropna(how="all").dropna(how="all", axis=1)
         table.columns = [str(name).strip().lower() for name in table.columns]
+    return table
+
+
+def _labels(path: Path) -> np.ndarray:
+    """The column ``malignancy`` of a CSV as spreadsheets write it, (N,).
+
+    Other columns number the rows if they come first, have no name, or contain all of 0, 1, 2, ...; the numbers must be
+    in order.
+    """
+    table = spreadsheet(path)
     if "malignancy" not in table:
         listed = ", ".join(map(repr, table.columns[:SHOWN]))
         raise InputError(f"{path}: no column 'malignancy' (found: {listed}); give the labels that column name")

@@ -6,6 +6,7 @@ database and clusters).
 """
 
 import sqlite3
+from contextlib import closing
 from functools import lru_cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -110,6 +111,35 @@ def annotations() -> pd.DataFrame:
         z_max_mm=outlines["z"].max().to_numpy(),
         diameter_mm=outlines["widest"].max().to_numpy(),
     )
+
+
+@lru_cache(maxsize=1)
+def scans() -> pd.DataFrame:
+    """The annotated scans: ``scan, patient, series, study`` (their instance UIDs) and ``slices``, their number."""
+    with closing(sqlite3.connect(f"{database().resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        return pd.read_sql(
+            "SELECT s.id AS scan, patient_id AS patient, series_instance_uid AS series, study_instance_uid AS study, "
+            "COUNT(z.id) AS slices FROM scans s LEFT JOIN zvals z ON z.scan_id = s.id GROUP BY s.id ORDER BY s.id",
+            connection,
+        )
+
+
+def drawn(nodule: str) -> dict[float, list[list[tuple[bool, np.ndarray]]]]:
+    """What the radiologists drew of a nodule.
+
+    Returns:
+        For each position z of a slice (mm), and each radiologist who drew on it: whether a contour is included or cut
+        out, and its points (n, 2), x and y in pixels.
+    """
+    marks = annotations()
+    _, outlines, points = contours()
+    of_nodule = outlines[outlines["annotation"].isin(marks.loc[marks["nodule"] == nodule, "annotation"])]
+    levels: dict[float, list] = {}
+    for (z, _), rows in of_nodule.groupby(["z", "annotation"]):
+        # holes last: they are cut out
+        ordered = rows.sort_values("inclusion", ascending=False, kind="stable")
+        levels.setdefault(z, []).append([(bool(row.inclusion), points[row.Index]) for row in ordered.itertuples()])
+    return levels
 
 
 def nodules() -> pd.DataFrame:

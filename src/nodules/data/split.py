@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from nodules.data.patches import Patches
 from nodules.errors import SEEDS, InputError, within
+
+if TYPE_CHECKING:  # importing what reads files takes long, and a model needs none of it
+    from nodules.data.patches import Patches
 
 KINDS = ("auto", "patient", "random")
 SPLITS = ("train", "valid", "test")
@@ -24,7 +25,7 @@ class Part:
     """Some of the patches, such as those to train on."""
 
     source: np.ndarray  # (M, 64, 64), pixel values of all patches, shared by all parts
-    y: np.ndarray  # (N,), 1 malignant, 0 benign
+    y: np.ndarray  # (N,), 1 malignant, 0 benign; -1 where labels were not asked for
     rows: np.ndarray  # (N,), where this part's patches are in it
     table: pd.DataFrame  # N rows, indexed by ``rows``
     units: np.ndarray  # (N,), what is independent and so resampled: the patient, or the patch if unknown
@@ -75,9 +76,9 @@ class Parts(NamedTuple):
     test: Part
 
 
-def whole(patches: Patches) -> Part:
+def whole(patches: "Patches") -> Part:
     """All patches as one part."""
-    y = patches.table["malignant"].to_numpy()
+    y = patches.table["malignant"].to_numpy() if "malignant" in patches.table else np.full(len(patches), -1)
     return Part(patches.images, y, np.arange(len(y)), patches.table, patches.units, patches.masks)
 
 
@@ -199,6 +200,8 @@ def folds(y: np.ndarray, units: np.ndarray, count: int, seed: int) -> np.ndarray
         count: number of folds.
         seed: of the shuffle.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes seconds
+
     alone = len(np.unique(units)) == len(units)
     kfold, groups = (StratifiedKFold, None) if alone else (StratifiedGroupKFold, units)
     out = np.empty(len(y), dtype=int)

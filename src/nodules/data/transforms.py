@@ -12,6 +12,7 @@ BYTE_WINDOW = (0.0, 255.0)
 GAIN, OFFSET = 0.15, 0.1  # intensity jitter: largest change of contrast, and of brightness as a share of the window
 NOISE = 0.06  # largest standard deviation, as a share of the window
 BLUR = 1.5  # largest standard deviation, pixels
+SYMMETRIES = 8  # of the square
 ZOOM = 1.4  # largest magnification; its inverse is the smallest
 Images = TypeVar("Images", np.ndarray, torch.Tensor)
 
@@ -118,8 +119,8 @@ def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
     Other angles need interpolation, which blurs; a network trained only on blurred images does worse on sharp ones.
     """
-    which = torch.from_numpy(rng.integers(8, size=len(images))).to(images.device)
+    which = torch.from_numpy(rng.integers(SYMMETRIES, size=len(images))).to(images.device)
     seen = images.clone()
-    for symmetry in range(8):
+    for symmetry in range(SYMMETRIES):
         seen[which == symmetry] = dihedral(images[which == symmetry], symmetry)
     return seen

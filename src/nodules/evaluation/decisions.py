@@ -113,11 +113,14 @@ def conformal(valid: tuple[np.ndarray, np.ndarray], p: np.ndarray, alpha: float 
     Returns:
         (N, 2) bool: whether ``benign`` and ``malignant`` are in the set; both, one or none.
     """
-    y, seen = valid
-    strange = np.where(y == 1, 1 - seen, seen)
+    return np.column_stack([p, 1 - p]) <= conformal_line(*valid, alpha)
+
+
+def conformal_line(y: np.ndarray, p: np.ndarray, alpha: float = ALPHA) -> float:
+    """The probability against a class up to which it stays in a conformal set, from labels and probabilities (M,)."""
+    strange = np.where(y == 1, 1 - p, p)
     level = np.ceil((len(y) + 1) * (1 - alpha)) / len(y)
-    line = np.quantile(strange, level, method="higher") if level <= 1 else np.inf
-    return np.column_stack([p, 1 - p]) <= line
+    return float(np.quantile(strange, level, method="higher")) if level <= 1 else np.inf
 
 
 def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:

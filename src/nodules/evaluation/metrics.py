@@ -2,9 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm
-from scipy.stats import t as student
-from sklearn.metrics import precision_recall_curve, roc_curve
+from scipy.special import ndtr, stdtrit
 
 from nodules.data.sources import CLASSES
 
@@ -185,7 +183,7 @@ def p_value(differences: np.ndarray) -> float:
     R / 20 comparisons.
     """
     spread = float(np.nanstd(differences[1:]))
-    return float(2 * norm.sf(abs(differences[0]) / spread)) if spread else float(differences[0] == 0)
+    return float(2 * ndtr(-abs(differences[0]) / spread)) if spread else float(differences[0] == 0)
 
 
 def paired(
@@ -268,6 +266,8 @@ def rates(hits: np.ndarray, counted: np.ndarray, units: np.ndarray, seed: int = 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
     """The 95% interval of a share of ``count`` independent cases (Wilson 1927), low and high."""
+    from scipy.stats import binomtest  # takes seconds, which few users of this module need
+
     ends = binomtest(round(share * count), int(count)).proportion_ci(method="wilson")
     return float(ends.low), float(ends.high)
 
@@ -286,7 +286,7 @@ def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]
     """
     r = len(differences)
     value, spread = float(np.mean(differences)), np.std(differences, ddof=1)
-    half = float(student.ppf(0.975, r - 1) * spread * np.sqrt(1 / r + test_share / (1 - test_share)))
+    half = float(stdtrit(r - 1, 0.975) * spread * np.sqrt(1 / r + test_share / (1 - test_share)))
     return {"value": value, "low": value - half, "high": value + half}
 
 
@@ -342,11 +342,15 @@ def curves(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> pd
 
 
 def _roc(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    from sklearn.metrics import roc_curve  # takes seconds, too
+
     false, true, _ = roc_curve(y, p, sample_weight=weights)
     return np.interp(GRID, false, true)
 
 
 def _precision(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(y, p, sample_weight=weights)
     return np.interp(GRID, recall[::-1], precision[::-1])
 

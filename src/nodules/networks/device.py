@@ -1,9 +1,11 @@
-"""Which device computes, and whether it multiplies bfloat16."""
+"""Which device computes, whether it multiplies bfloat16, and patches on it."""
 
 import functools
 import warnings
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -36,6 +38,12 @@ def has_bfloat16() -> bool:
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def tensor(images: np.ndarray) -> Tensor:
+    """Patches (N, 64, 64), or (N, C, 64, 64), as network input: (N, C, 64, 64) float32 on the device."""
+    batch = torch.from_numpy(images.astype(np.float32)).to(device())
+    return batch[:, None] if batch.ndim == 3 else batch
 
 
 def _card() -> str:

@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from nodules.data import transforms
 from nodules.data.split import Part, Parts
+from nodules.data.transforms import SYMMETRIES
 from nodules.networks import bodies, heads, small
 from nodules.networks.bank import Bank
-from nodules.networks.device import device
+from nodules.networks.device import device, tensor
 from nodules.networks.heads import Learner, Training
-from nodules.networks.network import SYMMETRIES, Mixed, Network, predict, tensor
+from nodules.networks.network import Mixed, Network, predict
 
 CHECK_BATCH = 256  # patches per forward pass of a validation
 LIMIT = 4.0  # smoothed training loss that counts as divergence, as a multiple of that of guessing
@@ -227,7 +228,7 @@ def cross_validate(
     epochs: float,
     name: str,
     seed: int = 0,
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[nn.Module]]:
     """Train once per fold on the other folds and predict the patches left out.
 
     Patches of fold -1 are of another source: only trained on, and not if one of the same unit is left out.
@@ -242,9 +243,10 @@ def cross_validate(
         seed: of the networks' first weights and the trainings.
 
     Returns:
-        Probabilities (M, 8) as from :func:`nodules.networks.network.predict`, of the M patches in a fold.
+        Probabilities (M, 8) as from :func:`nodules.networks.network.predict`, of the M patches in a fold; the network
+        of each fold.
     """
-    p = np.empty((len(part), SYMMETRIES))
+    p, networks = np.empty((len(part), SYMMETRIES)), []
     for k in np.unique(fold[fold >= 0]):
         left_out = np.flatnonzero(fold == k)
         known = (fold == -1) & np.isin(part.units, part.units[left_out])
@@ -254,4 +256,5 @@ def cross_validate(
             network = make(parts)
         trained = train(network, parts, recipe, epochs=epochs, name=f"{name}, fold {k + 1}", checks=1, seed=seed)
         p[left_out] = predict(trained.model, parts.valid.images)
-    return p[fold >= 0]
+        networks.append(network)
+    return p[fold >= 0], networks

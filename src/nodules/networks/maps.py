@@ -14,13 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nodules.data.patches import SIDE
 from nodules.data.split import Part, Parts
 from nodules.networks import bank, bodies, heads
 from nodules.networks.bank import Bank
-from nodules.networks.device import device
-from nodules.networks.network import Network, tensor
-from nodules.networks.small import GRID, MARGIN, NoduleNet
+from nodules.networks.device import device, tensor
+from nodules.networks.network import Network
 
 MAP_BATCH = 64  # patches per forward and backward pass
 
@@ -120,27 +118,6 @@ def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
         batch = tensor(images[start : start + MAP_BATCH])
         out.append(method.attribute(batch, relu_attributions=True)[:, 0].detach().float().cpu())
     return torch.cat(out).numpy()
-
-
-@torch.inference_mode()
-def attention(network: NoduleNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the network looks, and the evidence for malignant that it finds there.
-
-    Attention as an explanation, as in Ilse, Tomczak & Welling 2018 (arXiv 1802.04712). The evidence of all cells
-    together is exactly what the features averaged under attention add to the logit.
-
-    Args:
-        network: for nodules.
-        images: (N, slices, 64, 64), pixel values.
-
-    Returns:
-        Attention, 0 to 1, and evidence, of either sign, (N, 16, 16) each; 0 in the margin that the network cuts off.
-    """
-    batches = np.array_split(images, -(-len(images) // MAP_BATCH))
-    both = [network.eval().attended(tensor(batch)) for batch in batches]
-    cells = MARGIN * GRID // (SIDE - 2 * MARGIN)
-    frame = (0, 0), (cells, cells), (cells, cells)
-    return tuple(np.pad(torch.cat(maps).cpu().numpy(), frame) for maps in zip(*both, strict=True))
 
 
 def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:

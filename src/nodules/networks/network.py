@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nodules.data import transforms
+from nodules.data.transforms import SYMMETRIES
 from nodules.errors import InputError, in_brief
 from nodules.networks import bodies
 from nodules.networks.bank import pooled, width
-from nodules.networks.device import device, has_bfloat16
+from nodules.networks.device import device, has_bfloat16, tensor
 from nodules.networks.heads import finite, head
 
 IMAGE_BATCH = 256  # patches per forward pass
-SYMMETRIES = 8
 
 
 class Network(nn.Module):
@@ -87,12 +87,6 @@ def restore(spec: bodies.Spec, unit: str, path: Path) -> Network:
     body = bodies.build(spec, unit)
     last = loaded(head(width(body, spec.pool)), path, f"a head of {spec.architecture}")
     return Network(body, spec.pool, last).to(device()).eval()
-
-
-def tensor(images: np.ndarray) -> Tensor:
-    """Patches (N, 64, 64), or (N, C, 64, 64), as network input: (N, C, 64, 64) float32 on the device."""
-    batch = torch.from_numpy(images.astype(np.float32)).to(device())
-    return batch[:, None] if batch.ndim == 3 else batch
 
 
 @torch.inference_mode()

@@ -6,20 +6,24 @@ take neighbouring slices as channels.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from fastai.torch_core import no_random
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import squeezenet1_1
+
+from nodules.networks.device import tensor
 
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
 GRID = 12  # cells
+ATTENTION_BATCH = 64  # patches
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A network made by ``make``, with initial weights that depend only on ``seed``."""
+    from fastai.torch_core import no_random  # takes seconds, which a finished network does not need
+
     with no_random(seed):
         return make()
 
@@ -102,6 +106,27 @@ class NoduleNet(nn.Module):
         return inside.sum((2, 3)) + 0.1
 
 
+@torch.inference_mode()
+def attention(network: NoduleNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the network looks, and the evidence for malignant that it finds there.
+
+    Attention as an explanation, as in Ilse, Tomczak & Welling 2018 (arXiv 1802.04712). The evidence of all cells
+    together is exactly what the features averaged under attention add to the logit.
+
+    Args:
+        network: for nodules.
+        images: (N, slices, 64, 64), pixel values.
+
+    Returns:
+        Attention, 0 to 1, and evidence, of either sign, (N, 16, 16) each; 0 in the margin that the network cuts off.
+    """
+    batches = np.array_split(images, -(-len(images) // ATTENTION_BATCH))
+    both = [network.eval().attended(tensor(batch)) for batch in batches]
+    cells = MARGIN * GRID // (images.shape[-1] - 2 * MARGIN)
+    frame = (0, 0), (cells, cells), (cells, cells)
+    return tuple(np.pad(torch.cat(maps).cpu().numpy(), frame) for maps in zip(*both, strict=True))
+
+
 def outline_loss(outline: Tensor, inside: Tensor) -> Tensor:
     """Cross-entropy of the outline that :class:`NoduleNet` estimates, over the patches where it is known.
 
@@ -121,6 +146,8 @@ def squeezenet() -> nn.Module:
 
     The convolutional network of the data set's author (the report's 0.68).
     """
+    from torchvision.models import squeezenet1_1  # takes seconds, which the other networks do not need
+
     net = squeezenet1_1(num_classes=2)
     net.features[0] = nn.Conv2d(1, 64, 3, stride=2)
     return nn.Sequential(Standardise(), nn.BatchNorm2d(1), net)

@@ -14,7 +14,17 @@ from nodules.report import answer, text
 
 MODEL = "second result, with TTA"  # of the notebook on training: the row that the model card is about
 # The notebooks' names in templates
-NOTEBOOKS = ("data", "architectures", "rate_finder", "head", "whole", "interpretation", "evaluation", "decisions")
+NOTEBOOKS = (
+    "data",
+    "architectures",
+    "rate_finder",
+    "head",
+    "whole",
+    "interpretation",
+    "evaluation",
+    "decisions",
+    "own_scan",
+)
 CONSTANTS = {
     "examined": MODEL,
     "folds": split.FOLDS,
@@ -23,6 +33,7 @@ CONSTANTS = {
     "bins": metrics.BINS,
     "rate_aimed": decisions.RATES[0],
     "alpha": decisions.ALPHA,
+    "cut": sources.CUT,
 }
 
 
@@ -73,14 +84,15 @@ def claim(content: dict[str, Any]) -> str:
     """The CLAIM checklist (``claim.csv``), answered for the run's source."""
     items = pd.read_csv(text.TEMPLATES / "claim.csv", keep_default_na=False)
     kind, known = source(content), values(content)
-    templates = [item.get(kind) or item["answer"] for item in items.to_dict("records")]
+    column = kind if kind in items else "answer" if kind == "phantom" else "own"
+    templates = [item[column] or item["answer"] for item in items.to_dict("records")]
     answers = [text.render_text(template, known, "claim.csv") for template in templates]
     answered = items[["item", "section", "question"]].assign(answer=answers)
     return text.render("claim.md", known | {"answered": answered})
 
 
 def source(content: dict[str, Any]) -> str:
-    """Which source the run read: ``phantom``, ``kaggle`` or ``own``."""
+    """Which source the run read: a key of ``SOURCES``, or ``own``."""
     titles = {known["title"]: name for name, known in sources.SOURCES.items()}
     return titles.get(content["card"]["title"], "own")
 

@@ -1,11 +1,13 @@
 """Speed and memory: measured side by side in one run and printed as ratios, never asserted."""
 
+import importlib
 import multiprocessing
 import os
 import resource
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
@@ -27,6 +29,7 @@ REPEATS = 3
 PATCHES = 800  # N; some jobs are also measured at 4N
 ARCHITECTURE = "resnet50"
 MANY, SMALLEST = 100_000, "resnet34"  # patches in the largest load, and the network it is measured with
+ASKED = 20  # times that a model is asked
 PASSES = 0.4  # over the patches, in fine-tuning
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled up; learning rate; rotated views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
@@ -267,6 +270,48 @@ def compare_training() -> None:
         print(f"  accuracy of {name:<17} valid {accuracies['valid']:.3f}  test {accuracies['test']:.3f}", flush=True)
 
 
+def practice(folder: str) -> dict[str, Any]:
+    """Seconds to read a whole DICOM scan, which is written first where it is not there."""
+    from nodules.data import phantom_scan, scans
+
+    if not Path(folder).exists():
+        phantom_scan.write(phantom_scan.scan(patches.read("phantom"))[0], Path(folder))
+    started = time.perf_counter()
+    scans.only(Path(folder))
+    return {"seconds": time.perf_counter() - started}
+
+
+def answered(folder: str) -> dict[str, Any]:
+    """Seconds for what a model says of one nodule in a scan that has been read, mean of ``ASKED``."""
+    from nodules import model
+    from nodules.data import cut, scans
+
+    taught, scan = model.load(model.DEFAULT), scans.only(Path(folder))
+    places = pd.DataFrame({"x": [250.0], "y": [250.0], "z": [30.0], "unit": ["voxel"], "nodule": ["a"]})
+
+    def ask() -> None:
+        taken = cut.at_places(scan, places)
+        taught.answers(model.part_of(taken.images, taken.table))
+
+    ask()  # the first is slower
+    return {"seconds": timeit.timeit(ask, number=ASKED) / ASKED}
+
+
+def imported(module: str) -> None:
+    """Import a module, as a command does when it starts."""
+    importlib.import_module(module)
+
+
+def compare_answers(folder: Path) -> None:
+    """A model that is used: how long it takes to start, and to answer."""
+    scan = str(folder / "scan")
+    measure(practice, scan)
+    compare("read a DICOM scan / one nodule in it (aim: 0.1 s)", (practice, scan), (answered, scan))
+    compare(
+        "import what teaches / what answers (aim: 5 s)", (imported, "nodules.teaching"), (imported, "nodules.model")
+    )
+
+
 def main() -> None:
     """Print a line after each comparison: both medians in seconds, their ratio, both peaks in MB."""
     print(f"N = {PATCHES}; medians of {REPEATS} runs (last two rows: 1), each in a fresh process, A and B in turn")
@@ -275,4 +320,5 @@ def main() -> None:
         compare_files(Path(folder))
         compare_extraction()
         compare_training()
+        compare_answers(Path(folder))
         compare_load(Path(folder))

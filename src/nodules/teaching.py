@@ -1,0 +1,170 @@
+"""Teaches a model to hand over, by cross-validation.
+
+Whatever turns logits into an answer (temperature, threshold, conformal line, the line beyond which a patch is unlike
+those seen) comes from the answers to patients left out.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
+from nodules import paths
+from nodules.data import patches, split
+from nodules.data.sources import CLASSES, Card
+from nodules.data.split import Part
+from nodules.data.transforms import LUNG_WINDOW
+from nodules.evaluation import decisions, metrics
+from nodules.model import BATCH, COMPONENTS, VIEWS, Member, Model
+from nodules.networks import finetune, weights
+from nodules.networks.device import device, tensor
+from nodules.networks.small import NoduleNet
+from nodules.record import git_revision, write_json
+
+LEAST_NOISE = 1e-6  # variance
+FALSE_ALARMS = 0.02  # share of nodules like those seen that are nevertheless called unlike
+NOT_FOR = (
+    "Not a medical device. Not for diagnosis, treatment, screening or advice. The labels are radiologists' opinions of "
+    "how suspicious a nodule looks; no disease was proven. It finds no nodules: whatever lies at a place is judged as "
+    "if it were one."
+)
+
+
+@torch.inference_mode()
+def fitted(network: NoduleNet, images: np.ndarray) -> Member:
+    """A network with what patches (N, C, 64, 64), those that taught it, look like to it."""
+    member = Member(network).to(device()).eval()
+    chunks = np.array_split(images, -(-len(images) // BATCH))
+    features, statistics = zip(*(member(tensor(chunk))[1:3] for chunk in chunks), strict=True)
+    few = min(COMPONENTS, len(images) - 1)
+    pca = PCA(few, svd_solver="full").fit(torch.cat(statistics).cpu().numpy())
+    member.average.copy_(torch.cat(features).mean(0))
+    member.mean.copy_(torch.as_tensor(pca.mean_))
+    member.axes[:few] = torch.as_tensor(pca.components_)
+    member.variance[:few] = torch.as_tensor(pca.explained_variance_).clamp(min=LEAST_NOISE)
+    member.noise.fill_(max(pca.noise_variance_, LEAST_NOISE))
+    return member
+
+
+def save(model: Model, path: Path) -> Path:
+    """Write ``path`` (``NAME.safetensors``) and the JSON beside it; weights in half precision, statistics in full."""
+    state = {name: value if value.ndim < 2 else value.half() for name, value in model.members.state_dict().items()}
+    weights.save(state, path)
+    write_json(path.with_suffix(".json"), model.about | {"sha256": paths.sha256(path)})
+    return path
+
+
+def company(card: Card, n_patches: int) -> Part | None:
+    """Phantom patches to learn from beside real ones whose patients are known; None beside others.
+
+    Patients of LIDC-IDRI are in the phantom too: leave out those that are left out.
+    """
+    if card.simulation or card.patients is None or not n_patches:
+        return None
+    phantom = split.stacked(split.whole(patches.read("phantom", n_patches)))
+    if card.unit == "HU":
+        return phantom
+    return replace(phantom, source=phantom.source.clip(*map(int, LUNG_WINDOW)))  # as far as grey levels show them
+
+
+def in_company(part: Part, phantom: Part | None, without: np.ndarray | tuple = ()) -> Part:
+    """A part and, where there is one, the phantom without some patients."""
+    return split.joined(part, phantom.take(~np.isin(phantom.units, without))) if phantom else part
+
+
+def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: dict[str, Any], seed: int) -> Model:
+    """A model of the networks of a cross-validation, each of which left out one fold.
+
+    Args:
+        part: N patches with slices around.
+        fold: of each patch, (N,).
+        networks: of each fold.
+        about: what else to note of it.
+        seed: of the bootstrap.
+    """
+    members = [fitted(net, part.take(np.flatnonzero(fold != k)).images) for k, net in enumerate(networks)]
+    nodules = left_out(part, fold, members)
+    y, p, units = (nodules[name].to_numpy() for name in ("y", "p", "unit"))
+    temperature = decisions.temperature(y, p)
+    calm = decisions.tempered(p, temperature)
+    scored = {"seed": seed, "fold": nodules["fold"].to_numpy(), "diameters": nodules["diameter"].to_numpy()}
+    spacing = part.table.get("pixel_spacing_mm")
+    about = {
+        "architecture": "NoduleNet",
+        "classes": list(CLASSES),
+        "input": {
+            "side": patches.SIDE,
+            "slices": part.take([0]).images.shape[1],
+            "pixel_spacing_mm": None if spacing is None else [float(spacing.min()), float(spacing.max())],
+            "values": "Hounsfield units or grey levels: each patch is standardised",
+        },
+        "members": len(members),
+        "temperature": temperature,
+        "threshold": decisions.youden(y, calm),
+        "alpha": decisions.ALPHA,
+        "conformal_line": min(decisions.conformal_line(y, calm), 1.0),
+        "false_alarms": FALSE_ALARMS,
+        "unlike_line": unlike_line(nodules["distance"]),
+        "scores": metrics.score(y, calm, units, **scored),
+        "not_for": NOT_FOR,
+        "git_revision": git_revision(),
+        **about,
+    }
+    return Model(nn.ModuleList(members).to(device()).eval(), about)
+
+
+def left_out(part: Part, fold: np.ndarray, members: list[Member]) -> pd.DataFrame:
+    """One row per nodule: what the network that left it out finds, mean over slices; ``y, unit, fold, diameter``."""
+    rows = np.argsort(fold, kind="stable")
+    left = part.take(rows)
+    looks = [member.look(part.take(np.flatnonzero(fold == k)).images) for k, member in enumerate(members)]
+    found = pd.concat(looks, ignore_index=True).assign(
+        p=lambda look: look[VIEWS].mean(axis=1),
+        y=left.y,
+        fold=fold[rows],
+        nodule=left.nodules,
+        unit=left.units,
+        diameter=left.diameters,
+    )
+    if "slice_index" in left.table:
+        found["slice_index"] = left.table["slice_index"].to_numpy()
+    return metrics.over_slices(found, ["p", "distance"]).drop_duplicates("nodule")
+
+
+def unlike_line(distances: pd.Series) -> float:
+    """The distance beyond which a nodule is called unlike those seen, from distances of nodules left out."""
+    return float(np.quantile(distances, 1 - FALSE_ALARMS))
+
+
+def teach(
+    part: Part, phantom: Part | None, *, folds: int, epochs: int, seed: int, name: str, about: dict[str, Any]
+) -> Model:
+    """Teach a model by cross-validation.
+
+    Args:
+        part: patches with slices around.
+        phantom: further patches to learn from, as from :func:`company`.
+        folds: of units: as many networks.
+        epochs: passes over the nodules.
+        seed: of folds, weights and trainings.
+        name: label of the progress bars.
+        about: what else to note of it.
+    """
+    fold = split.folds(part.y, part.units, folds, seed)
+    everything = in_company(part, phantom)
+    of_each = np.concatenate([fold, np.full(len(everything) - len(part), -1)])
+    _, networks = finetune.cross_validate(
+        lambda _: NoduleNet(part.images.shape[1]),
+        everything,
+        of_each,
+        finetune.NODULE,
+        epochs=epochs,
+        name=name,
+        seed=seed,
+    )
+    return assembled(part, fold, networks, about, seed)

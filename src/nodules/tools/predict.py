@@ -1,0 +1,155 @@
+"""What a model says of nodules: in patches, or at places in a scan; as a table, and as a page with a sheet for each."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nodules import model, paths
+from nodules.data import patches, split, transforms
+from nodules.data.files import OPENERS, spreadsheet
+from nodules.data.split import Part
+from nodules.errors import InputError
+from nodules.model import ANSWER, GROUPS, Model
+from nodules.networks import small
+
+if TYPE_CHECKING:
+    from nodules.data.scans import Scan
+
+HALF_MM = 40.0  # of the planes through a nodule
+GROWN = 4  # pixels a side of a cell of the maps
+SHOWN = 40  # rows printed
+NAMES = {"scan": ["axial", "coronal", "sagittal"], "patches": ["slice below", "slice", "slice above"]}
+
+
+class Judged(NamedTuple):
+    """Patches of nodules with what a model says of them, and pictures of the nodules."""
+
+    part: Part
+    answers: pd.DataFrame  # a row per patch
+    shown: dict[str, tuple[list[np.ndarray], list[list[float]]]]  # by nodule: planes and their sides, of a scan
+    unit: str
+
+
+def table(at: str | None, csv: Path | None) -> pd.DataFrame | None:
+    """The places given as text, ``x,y,z``, or as a CSV; None if neither is."""
+    if csv:
+        return spreadsheet(csv)
+    if at is None:
+        return None
+    try:
+        x, y, z = map(float, at.split(","))
+    except ValueError as error:
+        raise InputError(f"--at {at}: not three numbers; write them as in --at 210.5,180,64") from error
+    return pd.DataFrame({"x": [x], "y": [y], "z": [z], "nodule": [f"at {at}"]})
+
+
+def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series: str = "", unit: str = "") -> Judged:
+    """Ask a model about patches, or places in scans.
+
+    Args:
+        taught: the model.
+        source: a file of patches, or a scan or folder of scans.
+        table: the places, in scans, as for :func:`nodules.data.cut.places`.
+        series: which scan of several, where the table does not say.
+        unit: of the places, ``mm`` or ``voxel``, where the table does not say.
+
+    Raises:
+        InputError: unreadable patches, scans or places.
+    """
+    if source.suffix.lower() in OPENERS:
+        held = patches.read(str(source.resolve()), labelled=False)
+        part = split.stacked(split.whole(held))
+        return Judged(part, taught.answers(part), {}, held.card.unit)
+    if table is None:
+        raise InputError(f"{source}: not said where the nodules are; give --at x,y,z or --csv, or a file of patches")
+    from nodules.data import cut  # its libraries take long to import, and patches need none of them
+
+    images, tables, shown = [], [], {}
+    for scan, rows in _scans(source, cut.places(source, table, unit), series):
+        taken = cut.at_places(scan, rows)
+        images.append(taken.images)
+        tables.append(taken.table)
+        for place in rows.to_dict("records"):
+            shown[place["nodule"]] = cut.planes(scan, cut.voxel_of(scan, place), HALF_MM)
+    part = model.part_of(np.concatenate(images), pd.concat(tables, ignore_index=True))
+    return Judged(part, taught.answers(part), shown, "HU")
+
+
+def _scans(source: Path, table: pd.DataFrame, series: str) -> Iterator[tuple["Scan", pd.DataFrame]]:
+    """Each scan with its places."""
+    from nodules.data import cut, scans
+
+    if series or "series" not in table:
+        yield scans.only(source, series), table
+        return
+    found = scans.find(source)
+    for name, rows in table.groupby("series", sort=False):
+        yield scans.read(cut.chosen(source, name, found)), rows.drop(columns="series")
+
+
+def listed(judged: Judged) -> pd.DataFrame:
+    """The answers to write: one row per patch of a file, or per place in a scan."""
+    if not judged.shown:
+        return judged.answers[ANSWER]
+    alone = judged.answers.drop_duplicates("nodule")
+    return alone.assign(id=alone["nodule"])[ANSWER]
+
+
+def predict(taught: Model, judged: Judged, out: Path | None, sheets: Path | None) -> str:
+    """Write answers as CSV and a page with a sheet for each nodule; return the answers as text."""
+    rows = listed(judged)
+    if out:
+        with paths.replacing(out) as temporary:
+            rows.to_csv(temporary, index=False)
+    if sheets:
+        with paths.replacing(sheets) as temporary:
+            temporary.write_text(page(taught, judged), encoding="utf-8")
+    return rows.round(3).to_string(index=False, max_rows=SHOWN)
+
+
+def page(taught: Model, judged: Judged) -> str:
+    """A page with a sheet for each nodule."""
+    from nodules.report import text
+
+    css = (text.TEMPLATES / "pico.classless.min.css").read_text(encoding="utf-8")
+    nodules = judged.answers.assign(row=np.arange(len(judged.answers)))
+    sheets = [_sheet(taught, judged, rows) for _, rows in nodules.groupby("nodule", sort=False)]
+    return text.render("opinion.html", {"sheets": sheets, "about": taught.about, "pico": css})
+
+
+def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
+    """What the page shows of one nodule: its answer, a figure, what speaks for and against."""
+    from nodules import plots
+
+    answer = rows.iloc[len(rows) // 2].to_dict()
+    figure = plots.opinion(**pictured(taught, judged, answer))
+    figure.set_label(
+        f"{plots.title(figure)}: three pictures of the nodule, what the networks see, evidence, contributions"
+    )
+    picture = base64.b64encode(plots.png(figure)).decode()
+    return answer | {"picture": picture, "label": figure.get_label(), "parts": {name: answer[name] for name in GROUPS}}
+
+
+def pictured(taught: Model, judged: Judged, answer: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of :func:`nodules.plots.opinion` for a row of the answers, of which ``row`` is the number."""
+    seen = judged.part.take(np.array([answer["row"]])).images
+    planes, sides = judged.shown.get(answer["nodule"], (list(seen[0]), [[], [], []]))
+    names = NAMES["scan" if judged.shown else "patches"]
+    middle = seen[0, seen.shape[1] // 2].astype(float)
+    attention, evidence = (small.middle(np.kron(each[0], np.ones((GROWN, GROWN)))) for each in taught.maps(seen))
+    low, high = transforms.default_window(judged.unit)
+    return {
+        **dict(zip(("first", "second", "third"), planes, strict=True)),
+        "names": names,
+        "sides_mm": sides,
+        "patch": small.middle((middle - middle.mean()) / max(middle.std(), 1e-6)),
+        "attention": attention,
+        "evidence": evidence,
+        "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
+        "window": [low, high],
+        "heading": f"{answer['nodule']}: {answer['p']:.0%} malignant ({answer['p_low']:.0%} to {answer['p_high']:.0%})",
+    }
