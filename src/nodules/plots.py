@@ -762,21 +762,22 @@ def opinion(
         window: pixel values shown as black and white.
         heading: the title.
     """
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    axes = figure.subplots(2, 3)
-    _crossed(axes[0], (first, second, third), names, sides_mm, window)
-    left, middle, right = axes[1]
+    figure = Figure(figsize=(10, 6.8), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.96))  # below the title
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+    _crossed(top.subplots(1, 3), (first, second, third), names, sides_mm, window)
+    left, middle, right = bottom.subplots(1, 3, width_ratios=[1, 1.3, 1.1])
     for axis in (left, middle):
-        axis.imshow(patch, vmin=-2, vmax=2)
+        axis.imshow(patch, vmin=-1.5, vmax=3)
         axis.set_axis_off()
     if attention.max() > 0.5 > attention.min():
         left.contour(attention, levels=[0.5], colors=[ORANGE], linewidths=1.2)
-    left.set_title("what the networks see, and take\nto be nodule (outlined)", fontsize=10)
+    left.set_title("what the networks see;\noutlined: taken to be nodule", fontsize=10)
     most = max(float(np.abs(evidence).max()), 1e-9)
     colours = LinearSegmentedColormap.from_list("evidence", [BLUE, "0.9", ORANGE])
     shown = middle.imshow(evidence, vmin=-most, vmax=most, cmap=colours, alpha=LAID_OVER * np.abs(evidence) / most)
-    middle.set_title("evidence inside it", fontsize=10)
-    bar = figure.colorbar(shown, ax=middle, shrink=0.8)
+    middle.set_title("evidence\ninside the nodule", fontsize=10)
+    bar = bottom.colorbar(shown, ax=middle, shrink=0.8)
     bar.set_ticks([-most, 0, most], labels=["benign", "0", "malignant"])
     bar.solids.set_alpha(1)
     bar.ax.tick_params(labelsize=8)
@@ -784,8 +785,8 @@ def opinion(
     right.axvline(0, color="0.3", linewidth=0.8)
     right.invert_yaxis()
     right.tick_params(labelsize=8)
-    right.set_xlabel("against or for malignant, added to the logit", fontsize=8)
-    right.set_title("compared with an average nodule", fontsize=10)
+    right.set_xlabel("added to the logit of malignant", fontsize=8)
+    right.set_title("for and against, compared\nwith an average nodule", fontsize=10)
     sns.despine(ax=right)
     figure.suptitle(heading, fontsize=12)
     return figure

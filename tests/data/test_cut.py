@@ -300,8 +300,10 @@ def test_the_practice_scan_shows_the_phantoms_own_patches(tmp_path, phantom):
     core = slice(8, -8)
     for spot in spots.to_dict("records"):
         rows = phantom.table[phantom.table["nodule"] == spot["nodule"]].sort_values("slice_index").index
-        seen = cut.window(scan.hu[int(spot["z"])], cut.voxel_of(scan, spot))
-        assert np.array_equal(seen[core, core], phantom.images[rows[(len(rows) - 1) // 2]][core, core])
+        shown = phantom.table.loc[rows[(len(rows) - 1) // 2]]
+        corner = cut.voxel_of(scan, spot) - [shown["offset_x_px"], shown["offset_y_px"], 0]
+        seen = cut.window(scan.hu[int(spot["z"])], corner)
+        assert np.array_equal(seen[core, core], phantom.images[shown.name][core, core])
     same, _ = phantom_scan.scan(phantom)
     assert np.array_equal(same.hu, scan.hu)
 

@@ -17,6 +17,7 @@ from nodules.data.scans import AIR, Scan
 
 ROWS = 512  # and columns
 SLICES = 64
+MARGIN = 12  # slices without nodules at both ends
 RAMP = 8  # pixels over which a patch is blended into the chest around it
 TISSUE_HU, FAT_HU, BONE_HU, HEART_HU, NOISE_HU = 45, -95, 380, 60, 60
 VESSELS, STEPS = 260, 60  # in both lungs, points of each
@@ -98,7 +99,7 @@ def _places(rng: np.random.Generator, lungs: np.ndarray, depths: list[int]) -> l
     found: list[tuple[int, int, int]] = []
     while len(found) < len(depths):
         depth = depths[len(found)]
-        k, row, column = rng.integers([2, 0, 0], [SLICES - depth - 2, ROWS - SIDE, ROWS - SIDE])
+        k, row, column = rng.integers([MARGIN, 0, 0], [SLICES - depth - MARGIN, ROWS - SIDE, ROWS - SIDE])
         inside = slice(RAMP, SIDE - RAMP)
         block = lungs[k : k + depth, row : row + SIDE, column : column + SIDE][:, inside, inside]
         apart = all(max(abs(row - r), abs(column - c)) > SIDE or abs(k - z) > 14 for z, r, c in found)
@@ -131,7 +132,9 @@ def scan(source: Patches, seed: int = 0) -> tuple[Scan, pd.DataFrame]:
         block = hu[k : k + len(rows), row : row + SIDE, column : column + SIDE]
         block += blend * (source.images[rows.index] - block)
         about = rows.iloc[0][["nodule", "malignant", "median_rating", "diameter_mm"]].to_dict()
-        middle = column + (SIDE - 1) / 2, row + (SIDE - 1) / 2, k + (len(rows) - 1) // 2
+        half, central = (SIDE - 1) / 2, (len(rows) - 1) // 2
+        off = rows.iloc[central][["offset_x_px", "offset_y_px"]]
+        middle = column + half + off.iloc[0], row + half + off.iloc[1], k + central
         spots.append(dict(zip("xyz", middle, strict=True)) | {"unit": "voxel"} | about)
     first = table.iloc[0]
     spacing = (float(first["pixel_spacing_mm"]),) * 2 + (float(first["slice_thickness_mm"]),)
