@@ -38,7 +38,7 @@ endif
 # The files of the data: notebooks run again when one changes
 ifneq ($(DATA),phantom)
 FOLDER := $(if $(filter kaggle,$(DATA)),data,$(DATA))
-FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv nodules.csv annotations.csv))
+FILES  := $(wildcard $(addprefix $(FOLDER)/,all_patches.hdf5 ct_tiles.tif malignancy.csv))
 FILES  += $(if $(wildcard $(FOLDER)/.),,$(wildcard $(DATA)))
 endif
 LIMIT := $(if $(CELL_TIMEOUT_S),--cell-timeout-s $(CELL_TIMEOUT_S))
@@ -62,6 +62,13 @@ endif
 SIGNS := " ' ` \ ; : & | < > ( ) [ ] * ? % = $$ \#
 ifneq ($(words $(DATA))$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(DATA)))),1)
 $(error DATA=$(DATA): contains a space or a character that is special to make or the shell; rename it)
+endif
+
+# A folder of scans has no files that are known beforehand: is anything in it newer than what was made of it?
+ifneq ($(DATA),phantom)
+ifeq ($(FILES),)
+FILES := $(if $(shell find "$(FOLDER)/." -newer "$(RUN)/01_data.ipynb" 2>/dev/null | head -n 1),other-data)
+endif
 endif
 
 .DELETE_ON_ERROR:

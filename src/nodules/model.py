@@ -129,8 +129,8 @@ class Model:
 
         Returns:
             N rows: ``id, patient, nodule``; ``p``, the probability of malignancy after temperature; ``p_low, p_high``,
-            within which ``LEVEL`` of further networks, taught by other patients, would answer; ``set``, the classes
-            that remain possible; ``called``; ``remark``, empty if the patch is like those seen; ``distance``,
+            within which ``LEVEL`` of further networks, with other patients left out, would answer; ``set``, a
+            conformal set of classes; ``called``; ``remark``, empty if nothing odd was found; ``distance``,
             ``size_mm`` (diameter of a disc of the size that they see, NaN without pixel spacing) and ``GROUPS``.
         """
         found = self._found(part)
@@ -204,7 +204,7 @@ def load(path: Path) -> Model:
         about = json.loads(beside.read_text(encoding="utf-8"))
         if wrong := [name for name, kind in NEEDED.items() if not isinstance(about[name], kind)]:
             raise TypeError(f"{wrong[0]} is {type(about[wrong[0]]).__name__}")
-        if not (2 <= about["members"] <= MOST and about["input"]["slices"] in (1, 3)):
+        if not (2 <= about["members"] <= MOST and about["input"]["slices"] == 3):
             raise ValueError(f"{about['members']} networks for {about['input']['slices']} slices")
         members = nn.ModuleList(Member(NoduleNet(about["input"]["slices"])) for _ in range(about["members"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:

@@ -26,6 +26,7 @@ from nodules.networks.device import device, tensor
 from nodules.networks.small import NoduleNet
 from nodules.record import git_revision, write_json
 
+THRESHOLD = 0.5  # of the call: where accuracy is measured, and never at odds with the conformal set
 LEAST_NOISE = 1e-6  # variance
 FALSE_ALARMS = 0.02  # share of nodules like those seen that are nevertheless called unlike
 NOT_FOR = (
@@ -54,8 +55,9 @@ def fitted(network: NoduleNet, images: np.ndarray) -> Member:
 def save(model: Model, path: Path) -> Path:
     """Write ``path`` (``NAME.safetensors``) and the JSON beside it; weights in half precision, statistics in full."""
     state = {name: value if value.ndim < 2 else value.half() for name, value in model.members.state_dict().items()}
-    weights.save(state, path)
-    write_json(path.with_suffix(".json"), model.about | {"sha256": paths.sha256(path)})
+    with paths.replacing(path.with_suffix(".json")) as description:  # both files, or none
+        weights.save(state, path)
+        write_json(description, model.about | {"sha256": paths.sha256(path)})
     return path
 
 
@@ -105,7 +107,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
         },
         "members": len(members),
         "temperature": temperature,
-        "threshold": decisions.youden(y, calm),
+        "threshold": THRESHOLD,
         "alpha": decisions.ALPHA,
         "conformal_line": min(decisions.conformal_line(y, calm), 1.0),
         "false_alarms": FALSE_ALARMS,

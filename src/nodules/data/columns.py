@@ -12,7 +12,6 @@ from nodules.data.files import Stored
 from nodules.errors import InputError
 
 IMAGES, LABELS = ("images", "ct_slices"), ("malignant", "slice_class")  # what they may be called
-ALONE = ("masks", "unit", "source")  # no columns
 RATINGS = re.compile(r"[1-5](;[1-5])*")
 LENGTHS = ("diameter_mm", "pixel_spacing_mm")
 LONGEST = 1000  # mm
@@ -47,7 +46,7 @@ def read(path: Path, arrays: dict[str, Stored], n: int, labelled: bool = True) -
     columns = {"id": np.array([f"{i:05d}" for i in range(n)])}
     if labelled:
         columns["malignant"] = _labels(path, arrays, n)
-    for key in sorted(arrays.keys() - {*LABELS, *IMAGES, *ALONE}):
+    for key in sorted(arrays.keys() - {*LABELS, *IMAGES, *alone(arrays)}):
         stored = arrays[key]
         if stored.shape not in ((n,), (n, 1), (1, n)):
             if key in USED:
@@ -74,9 +73,14 @@ def _labels(path: Path, arrays: dict[str, Stored], n: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def alone(arrays: dict[str, Stored]) -> set[str]:
+    """Names of arrays that are no columns; ``source`` is one unless it is a single word."""
+    return {"masks", "unit"} | {key for key in ("source",) if key in arrays and not arrays[key].shape}
+
+
 def unused(arrays: dict[str, Stored]) -> list[str]:
     """Names of the arrays that nothing in this package uses, sorted."""
-    return sorted(arrays.keys() - {*USED, *IMAGES, *LABELS, *ALONE})
+    return sorted(arrays.keys() - {*USED, *IMAGES, *LABELS, *alone(arrays)})
 
 
 def _column(path: Path, key: str, stored: Stored, n: int) -> np.ndarray:

@@ -14,7 +14,8 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,10 @@ LUNA16 = ("annotations.csv", "candidates.csv")
 LUNA16_BYTES = 200_000_000  # of candidates.csv, at most
 NEAR_MM = 5.0  # between a place of LUNA16 and the middle of the nodule that it is
 SHOWN = 3  # names in a message
+MOST_WORKERS = 8  # unless told: each holds a scan
 KEY_BYTES = 16  # of a key for pseudonyms, at least
 PLACES = ["series", "x", "y", "z"]
+KEPT = ["nodule", "patient", "malignant"]  # of a table of places: nothing else leaves it
 CARRIED = ["ratings", "median_rating", "diameter_mm", *lidc.ATTRIBUTES]
 
 
@@ -124,7 +127,7 @@ def at_places(scan: Scan, places: pd.DataFrame) -> Cut:
         middle = int(np.rint(voxel[2]))
         slices = np.arange(max(0, middle - REACH), min(len(scan.hu), middle + REACH + 1))
         images.append(window(scan.hu[slices], voxel))
-        about = {name: value for name, value in place.items() if name not in ("x", "y", "z", "unit")}
+        about = {name: place[name] for name in KEPT if name in place}
         rows += [about | {"slice_index": k} for k in slices]
     return _cut(scan, images, None, rows)
 
@@ -191,6 +194,7 @@ def of_luna16(scan: Scan, places: pd.DataFrame) -> Cut:
     return of_lidc(scan, known[(apart <= reach[:, None]).any(axis=0)])
 
 
+@lru_cache(maxsize=1)
 def _rated() -> pd.DataFrame:
     """The nodules of LIDC-IDRI with their scan (``series, study``) and middle (``x, y`` in pixels, ``z`` in mm)."""
     marks, outlines, points = lidc.contours()
@@ -238,28 +242,51 @@ def jobs(folder: Path) -> tuple[list[Job], str, list[str]]:
         raise InputError(
             f"{folder}: no scan in it; give a folder with DICOM series, or {', '.join(scans.VOLUMES)} files"
         )
-    if tables := [path for name in LUNA16 for path in sorted(folder.rglob(name))]:
-        return _jobs_of_luna16(found, tables)
     for path in sorted(folder.glob("*.csv")):
-        if _names_places(path):
-            return _own_jobs(found, path, files.spreadsheet(path))
-    return _jobs_of_lidc(folder, found)
+        if _has_columns(path, PLACES):
+            return _own_jobs(_apart(found), path, files.spreadsheet(path, text=True))
+    for name in LUNA16:
+        for path in sorted(folder.rglob(name)):
+            if _has_columns(path, ["seriesuid"]):
+                # lungs drawn by a program lie beside the scans, under the same names
+                scans_alone = [scan for scan in found if "seg-lungs" not in str(scan.files[0].parent)]
+                return _jobs_of_luna16(_apart(scans_alone), path)
+    return _jobs_of_lidc(folder, _apart(found))
 
 
-def _names_places(path: Path) -> bool:
-    """Whether the first line of a CSV has the columns of a table of places."""
+def _apart(found: list[Found]) -> list[Found]:
+    """The scans, if no series occurs twice."""
+    names = pd.Series([scan.series for scan in found])
+    if names.duplicated().any():
+        twice = [scan for scan in found if scan.series == names[names.duplicated()].iloc[0]]
+        raise InputError(
+            f"{twice[0].files[0]}: the same series as in {twice[1].files[0]}; keep one of the two in this folder"
+        )
+    return found
+
+
+def _has_columns(path: Path, columns: list[str]) -> bool:
+    """Whether the first lines of a CSV name some columns."""
     with path.open("rb") as file:
-        names = re.split(r"[^a-z]+", file.readline(1000).decode(errors="ignore").lower())
-    return set(PLACES) <= set(names)
+        start = file.read(2000)
+    text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="ignore")
+    return set(columns) <= set(re.split(r"[^a-z]+", " ".join(text.splitlines()[:2]).lower()))
 
 
 def _own_jobs(found: list[Found], path: Path, table: pd.DataFrame) -> tuple[list[Job], str, list[str]]:
     table = places(path, table)
+    if "series" not in table:
+        raise InputError(f"{path}: no column 'series' (found: {', '.join(table)}); name the scan of each place")
     work = [
         Job(chosen(path, name, found), rows.drop(columns="series").reset_index(drop=True), at_places)
         for name, rows in table.groupby("series", sort=False)
     ]
-    return work, "", _without_places(found, [job.found for job in work])
+    used = [job.found for job in work]
+    if "patient" not in table and (unnamed := [scan for scan in used if not scan.patient]):
+        raise InputError(f"{unnamed[0].files[0]}: its patient has no id; add a column 'patient' to {path.name}")
+    volumes = sum(scan.patient == scan.series for scan in used) if "patient" not in table else 0
+    alone = [f"{volumes} volumes count as a patient each; a column 'patient' would tell."] if volumes > 1 else []
+    return work, "", alone + _without_places(found, used)
 
 
 def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
@@ -274,6 +301,8 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
         InputError: a column is missing or holds something else.
     """
     table = table.reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"{path}: no place in it; give x, y, z of at least one nodule")
     if missing := [name for name in ("x", "y", "z") if name not in table]:
         listed = ", ".join(map(repr, list(table)[:6]))
         raise InputError(f"{path}: no column {missing[0]!r} (found: {listed}); give columns x, y, z")
@@ -285,13 +314,13 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if not np.isfinite(numbers).all():
             row = int((~np.isfinite(numbers)).to_numpy().argmax())
-            raise InputError(f"{path}: '{name}' is {table[name][row]!r} in row {row}; write a number")
+            raise InputError(f"{path}: '{name}' is {table[name][row]} in row {row}; write a number")
         table[name] = numbers
-    if "malignant" in table and not table["malignant"].isin([0, 1]).all():
-        row = int((~table["malignant"].isin([0, 1])).to_numpy().argmax())
-        raise InputError(
-            f"{path}: 'malignant' is {table['malignant'][row]!r} in row {row}; write 0 or 1, or leave it out"
-        )
+    if "malignant" in table:
+        given, table["malignant"] = table["malignant"], pd.to_numeric(table["malignant"], errors="coerce")
+        if (wrong := ~table["malignant"].isin([0, 1])).any():
+            row = int(wrong.to_numpy().argmax())
+            raise InputError(f"{path}: 'malignant' is {given[row]} in row {row}; write 0 or 1, or leave it out")
     for name in ("series", "patient", "nodule"):
         if name in table and table[name].isna().any():
             row = int(table[name].isna().to_numpy().argmax())
@@ -309,7 +338,8 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
 
 def chosen(path: Path, name: str, found: list[Found]) -> Found:
     """The scan that a table names by its series, or by the end of it."""
-    fits = [scan for scan in found if scan.series == name or scan.series.endswith(f".{name}")]
+    ends = [scan for scan in found if scan.series.endswith(name)]
+    fits = [scan for scan in ends if scan.series == name] or ends
     if len(fits) != 1:
         listed = ", ".join(scan.series for scan in found[:SHOWN])
         raise InputError(
@@ -331,23 +361,18 @@ def _jobs_of_lidc(folder: Path, found: list[Found]) -> tuple[list[Job], str, lis
     return work, "lidc-idri", _missing(len(known), len(here), known, here) + _without_places(found, here)
 
 
-def _jobs_of_luna16(found: list[Found], tables: list[Path]) -> tuple[list[Job], str, list[str]]:
-    listed = []
-    for path in tables:
-        table = files.spreadsheet(path, LUNA16_BYTES)
-        table = table.rename(columns={"seriesuid": "series", "coordx": "x", "coordy": "y", "coordz": "z"})
-        if not set(PLACES) <= set(table):
-            raise InputError(f"{path}: lacks seriesuid, coordX, coordY, coordZ; get LUNA16's own file again")
-        listed.append(table[table["class"] == 1] if "class" in table else table)
-    places = pd.concat(listed)[lambda all_: [name for name in (*PLACES, "diameter_mm") if name in all_]]
-    by_series = places.groupby("series")
+def _jobs_of_luna16(found: list[Found], path: Path) -> tuple[list[Job], str, list[str]]:
+    table = files.spreadsheet(path, LUNA16_BYTES)
+    table = table.rename(columns={"seriesuid": "series", "coordx": "x", "coordy": "y", "coordz": "z"})
+    if not set(PLACES) <= set(table):
+        raise InputError(f"{path}: lacks seriesuid, coordX, coordY, coordZ; get LUNA16's own file again")
+    by_series = (table[table["class"] == 1] if "class" in table else table).groupby("series")
+    _rated()  # once, before there are several processes
     here = [scan for scan in found if scan.series in by_series.groups]
     work = [Job(scan, by_series.get_group(scan.series), of_luna16) for scan in here]
     known = pd.DataFrame({"patient": list(by_series.groups)})
     if not work:
-        raise InputError(
-            f"{tables[0]}: names none of the {len(found)} scans here; put LUNA16's .mhd and .raw beside it"
-        )
+        raise InputError(f"{path}: names none of the {len(found)} scans here; put LUNA16's .mhd and .raw beside it")
     return work, "luna16", _missing(len(known), len(here), known, here) + _without_places(found, here)
 
 
@@ -385,37 +410,46 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
         Sentences on what was cut, and what is missing.
 
     Raises:
-        InputError: no scans, no places, or a scan that can't be read; those done before are kept.
+        InputError: no scans, no places, or none that could be read.
     """
     key = _key(pseudonym)
     work, source, notes = jobs(folder)
-    workers = min(workers or os.cpu_count() or 1, len(work))
+    workers = min(workers or min(os.cpu_count() or 1, MOST_WORKERS), len(work))
     bar = {"total": len(work), "desc": "cutting", "unit": "scan"}
     if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            done = list(tqdm(pool.map(partial(_part, parts), work), **bar))
+        try:
+            with ProcessPoolExecutor(workers) as pool:
+                done = list(tqdm(pool.map(partial(_part, parts), work), **bar))
+        except BrokenProcessPool as error:
+            raise InputError(f"{folder}: a process died, perhaps for want of memory; use fewer --workers") from error
     else:
         done = [_part(parts, job) for job in tqdm(work, **bar)]
-    tables = {part: _table(part) for part in done}
-    held = [part for part in done if len(tables[part])]
+    refused = [str(part) for part in done if isinstance(part, InputError)]
+    tables = {part: _table(part) for part in done if isinstance(part, Path)}
+    held = [part for part, table in tables.items() if len(table)]
+    if not held and refused:
+        raise InputError(refused[0])
     if not held:
         raise InputError(f"{folder}: no nodule with a label in its scans; add scans, or a table of places")
     table = pd.concat([tables[part] for part in held], ignore_index=True)
     if key:
         table = _pseudonyms(table, key)
     _write(out, held, table, source)
-    shutil.rmtree(parts)
-    wanted = sum(len(job.places) for job in work)
+    if not refused:  # else only those that were are read again
+        shutil.rmtree(parts)
+    wanted = sum(len(job.places) for job, part in zip(work, done, strict=True) if isinstance(part, Path))
     cut = table["nodule"].nunique()
-    told = f"{len(table)} patches of {cut} nodules, {len(work)} scans."
-    unmatched = [f"{wanted - cut} of {wanted} places are not a nodule with a label."] if cut < wanted else []
-    return [told, *unmatched, *notes]
+    told = [f"{len(table)} patches of {cut} nodules, {len(tables)} scans."]
+    told += [f"{wanted - cut} of {wanted} places are not a nodule with a label."] * (cut < wanted)
+    told += [f"{len(refused)} scans could not be read, such as {refused[0]}."] * bool(refused)
+    named = re.compile(", such as .*")
+    return [named.sub(".", note) if key else note for note in told + notes]
 
 
 def listing(folder: Path) -> list[list]:
     """Every file of a folder with its size and time of change: changes when the folder does."""
     walked = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return sorted([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in walked)
+    return sorted([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in walked if path.is_file())
 
 
 def version() -> str:
@@ -424,13 +458,16 @@ def version() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def _part(parts: Path, job: Job) -> Path:
-    """Cut one scan, unless that is done, into a file of its own."""
+def _part(parts: Path, job: Job) -> Path | InputError:
+    """Cut one scan, unless that is done, into a file of its own; or why that is not possible."""
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in job.found.files]
     about = json.dumps([stamps, job.places.to_csv(index=False), job.cutter.__name__, version()])
     path = parts / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
     if not path.exists():
-        cut = job.cutter(scans.read(job.found), job.places)
+        try:
+            cut = job.cutter(scans.read(job.found), job.places)
+        except InputError as error:
+            return error
         stored = {} if cut.masks is None else {"masks": cut.masks}
         with paths.replacing(path) as temporary:
             np.savez(

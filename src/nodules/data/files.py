@@ -270,8 +270,11 @@ def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dty
     return (len(file.pages), *side), dtype
 
 
-def spreadsheet(path: Path, most: int = CSV_BYTES) -> pd.DataFrame:
-    """A CSV as spreadsheets write it, at most ``most`` bytes: without empty rows and columns, names in lower case."""
+def spreadsheet(path: Path, most: int = CSV_BYTES, text: bool = False) -> pd.DataFrame:
+    """A CSV as spreadsheets write it, at most ``most`` bytes: without empty rows and columns, names in lower case.
+
+    With ``text``, every value is left as it is written: 007 is no number.
+    """
     with opening(path, "CSV"), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # for rows that are longer than the header
         if mistaken := _mistaken(path, "CSV"):
@@ -279,12 +282,13 @@ def spreadsheet(path: Path, most: int = CSV_BYTES) -> pd.DataFrame:
         if path.stat().st_size > most:
             raise ValueError(f"more than {most} bytes")
         content = path.read_bytes()
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        if text.startswith("sep="):  # a line that spreadsheets write and read
-            text = text.partition("\n")[2]
-        separator = max(SEPARATORS, key=text.partition("\n")[0].count)
-        decimal = "," if separator == ";" and "," in text else "."
-        table = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, index_col=False)
+        lines = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if lines.startswith("sep="):  # a line that spreadsheets write and read
+            lines = lines.partition("\n")[2]
+        separator = max(SEPARATORS, key=lines.partition("\n")[0].count)
+        decimal = "," if separator == ";" and "," in lines else "."
+        options = {"decimal": decimal, "dtype": str} if text else {"decimal": decimal}
+        table = pd.read_csv(io.StringIO(lines), sep=separator, index_col=False, skipinitialspace=True, **options)
         table = table.dropna(how="all").dropna(how="all", axis=1)
         table.columns = [str(name).strip().lower() for name in table.columns]
     return table

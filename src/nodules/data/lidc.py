@@ -115,11 +115,11 @@ def annotations() -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def scans() -> pd.DataFrame:
-    """The annotated scans: ``scan, patient, series, study`` (their instance UIDs) and ``slices``, their number."""
+    """The scans in which a radiologist marked a nodule: ``scan, patient, series, study`` (instance UIDs of the two)."""
     with closing(sqlite3.connect(f"{database().resolve().as_uri()}?mode=ro", uri=True)) as connection:
         return pd.read_sql(
-            "SELECT s.id AS scan, patient_id AS patient, series_instance_uid AS series, study_instance_uid AS study, "
-            "COUNT(z.id) AS slices FROM scans s LEFT JOIN zvals z ON z.scan_id = s.id GROUP BY s.id ORDER BY s.id",
+            "SELECT DISTINCT s.id AS scan, patient_id AS patient, series_instance_uid AS series, "
+            "study_instance_uid AS study FROM scans s JOIN annotations ON scan_id = s.id ORDER BY s.id",
             connection,
         )
 

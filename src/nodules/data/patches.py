@@ -83,7 +83,7 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0, 
         reason = in_brief(error)
         raise InputError(f"data={source[:80]!r}: not a valid path ({reason}); give a file or a folder") from error
     if path.is_dir():
-        found = None if source == "kaggle" or _has_kaggle(path) else _cut_file(path)
+        found = None if source == "kaggle" or has_kaggle(path) else _cut_file(path)
         if found is None:
             return _kaggle(path)
         held = _verified(found[0], files.npz(found[0]), labelled=labelled)
@@ -96,7 +96,8 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0, 
     return _verified(path, OPENERS[path.suffix.lower()](path), labelled=labelled)
 
 
-def _has_kaggle(folder: Path) -> bool:
+def has_kaggle(folder: Path) -> bool:
+    """Whether a folder has a file of Kaggle's set."""
     return (folder / "all_patches.hdf5").exists() or (folder / "ct_tiles.tif").exists()
 
 
@@ -104,11 +105,10 @@ def _cut_file(folder: Path) -> tuple[Path, list[str]] | None:
     """Patches of the scans in a folder, from the cache, and what was cut or is missing; None without scans."""
     from nodules.data import cut, scans  # their libraries take long to import
 
-    if not scans.find(folder):
-        return None
     key = {"files": cut.listing(folder), "version": cut.version()}
-
-    parts = cache.place("scans", "parts", key)
+    if not cache.place("scans", "npz", key).exists() and not scans.find(folder):
+        return None
+    parts = cache.place("scans", "parts", {"folder": str(folder)})
     path, note = cache.kept("scans", "npz", key, lambda path: {"told": cut.dataset(folder, path, parts=parts)})
     return path, note["told"]
 
@@ -186,7 +186,7 @@ def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None, 
     for column in ("id", "malignant", "patient"):
         digest.update("\n".join(map(str, table.get(column, []))).encode())
     malignant = int(table["malignant"].sum()) if labelled else None
-    written = _word(path, "source", arrays["source"]) if "source" in arrays else None
+    written = _word(path, "source", arrays["source"]) if "source" in columns.alone(arrays) else None
     source = source or (written if written in CUT else None)
     card = Card(
         name=source or path.stem,

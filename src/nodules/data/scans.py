@@ -139,7 +139,8 @@ def find(path: Path) -> list[Found]:
     with opening(path, "CT"):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give DICOM slices, or one of {', '.join(VOLUMES)}")
-        files = [path] if path.is_file() else sorted(Path(at, name) for at, _, names in os.walk(path) for name in names)
+        walked = ((at, names) for at, _, names in os.walk(path, onerror=_refused))
+        files = [path] if path.is_file() else sorted(Path(at, name) for at, names in walked for name in names)
         names = {file: _name(file) for file in files if file.is_file()}
     volumes = [Found((file,), name, "", name, "") for file, name in names.items() if name]
     scans, others = _series([file for file, name in names.items() if not name])
@@ -147,6 +148,10 @@ def find(path: Path) -> list[Found]:
     if path.is_file() and not found:
         raise InputError(f"{path}: neither a DICOM file nor one of {', '.join(VOLUMES)}; convert it, e.g. to .nii.gz")
     return sorted(found, key=lambda scan: (scan.series, scan.files))
+
+
+def _refused(error: OSError) -> None:
+    raise error  # a folder that can't be read might hold the other scans
 
 
 def only(path: Path, series: str = "") -> Scan:
@@ -528,9 +533,22 @@ def _geometry(path: Path, reader: sitk.ImageFileReader) -> tuple[np.ndarray, np.
     spacing, origin = np.array(reader.GetSpacing()), np.array(reader.GetOrigin())
     direction = np.array(reader.GetDirection()).reshape(3, 3)
     _check_spacing(path, spacing)
+    if not _is_placed(path, reader):
+        raise InputError(f"{path}: its header does not say how wide its voxels are and where they lie; save it anew")
     if not (np.isfinite(origin).all() and np.allclose(direction.T @ direction, np.eye(3), atol=2 * ROUNDING)):
         raise InputError(f"{path}: its axes are not perpendicular, or not finite; resample it to a straight grid")
     return spacing, origin, direction
+
+
+def _is_placed(path: Path, reader: sitk.ImageFileReader) -> bool:
+    """Whether a volume's header says where it lies; otherwise the library assumes something."""
+    if "qform_code" in reader.GetMetaDataKeys():  # NIfTI
+        return any(int(reader.GetMetaData(code)) for code in ("qform_code", "sform_code"))
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        return b"space directions:" in header
+    return all(re.search(names, header) for names in (rb"ElementSpacing|ElementSize", rb"Offset|Position|Origin"))
 
 
 def _check_nifti(path: Path, source: Path, reader: sitk.ImageFileReader) -> None:

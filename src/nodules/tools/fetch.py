@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import shutil
-import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ import pandas as pd
 
 from nodules import paths
 from nodules.data import patches
-from nodules.data.lidc import database
+from nodules.data.lidc import scans as annotated
 from nodules.data.sources import KAGGLE_COUNTS, SOURCES
 from nodules.errors import InputError, in_brief, within
 
@@ -48,7 +47,7 @@ def kaggle(folder: Path) -> Path:
     """
     folder, expected = folder.resolve(), KAGGLE_COUNTS["patches"]
     with suppress(InputError):
-        if patches.read(str(folder)).card.name == "kaggle":
+        if patches.has_kaggle(folder) and patches.read(str(folder)).card.name == "kaggle":
             print(f"{folder}: Kaggle's set is here already")
             return folder
     kagglehub, cache = _package("kagglehub"), folder / ".kagglehub"
@@ -156,13 +155,7 @@ def _offered() -> Any:
 
 def _scans(patients: str) -> pd.DataFrame:
     """The scans with annotations of the first patients: ``patient``, ``study``, ``series``."""
-    connection = sqlite3.connect(f"{database().resolve().as_uri()}?mode=ro", uri=True)
-    scans = pd.read_sql(
-        "SELECT DISTINCT patient_id AS patient, study_instance_uid AS study, series_instance_uid AS series "
-        "FROM scans JOIN annotations ON scan_id = scans.id ORDER BY patient, series",
-        connection,
-    )
-    connection.close()
+    scans = annotated()[["patient", "study", "series"]].sort_values(["patient", "series"], ignore_index=True)
     ids = scans["patient"].unique()
     if patients == "all":
         return scans

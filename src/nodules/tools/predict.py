@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 def table(at: str | None, csv: Path | None) -> pd.DataFrame | None:
     """The places given as text, ``x,y,z``, or as a CSV; None if neither is."""
     if csv:
-        return spreadsheet(csv)
+        return spreadsheet(csv, text=True)
     if at is None:
         return None
     try:
@@ -69,6 +69,8 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
     from nodules.data import cut  # its libraries take long to import, and patches need none of them
 
     images, tables, shown = [], [], {}
+    if series and "series" in table:
+        raise InputError(f"--series {series}: the table names the scan of each place itself; leave one of the two out")
     for scan, rows in _scans(source, cut.places(source, table, unit), series):
         taken = cut.at_places(scan, rows)
         images.append(taken.images)
@@ -83,7 +85,7 @@ def _scans(source: Path, table: pd.DataFrame, series: str) -> Iterator[tuple["Sc
     """Each scan with its places."""
     from nodules.data import cut, scans
 
-    if series or "series" not in table:
+    if "series" not in table:
         yield scans.only(source, series), table
         return
     found = scans.find(source)
@@ -125,7 +127,7 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of one nodule: its answer, a figure, what speaks for and against."""
     from nodules import plots
 
-    answer = rows.iloc[len(rows) // 2].to_dict()
+    answer = rows.iloc[len(rows) // 2].to_dict()  # the slice of the place, or the middle one
     figure = plots.opinion(**pictured(taught, judged, answer))
     figure.set_label(
         f"{plots.title(figure)}: three pictures of the nodule, what the networks see, evidence, contributions"

@@ -13,7 +13,7 @@ from torch import nn
 from nodules import model, paths, teaching
 from nodules.data import patches, split
 from nodules.data.split import Part
-from nodules.errors import InputError
+from nodules.errors import InputError, within
 from nodules.evaluation import metrics
 from nodules.model import Model
 from nodules.report import text
@@ -21,6 +21,7 @@ from nodules.report import text
 SHOWN = 400  # patches that are made unlike, in each fold
 # What a nodule's patch (N, C, 64, 64) is turned into, to see whether it is called unlike
 UNLIKE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nothing, single slices": lambda images: images,
     "noise alone": lambda images: np.random.default_rng(0).normal(size=images.shape),
     "inverted grey levels": lambda images: -images,
     "blurred by 4 pixels": lambda images: gaussian_filter(images, (0, 0, 4, 4)),
@@ -47,6 +48,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
         raise InputError(f"{path}: not the name of a model; let it end in .safetensors")
     held = patches.read(data)
     part, card = split.stacked(split.whole(held)), held.card
+    within(2, model.MOST, folds=folds)
     if (fewest := split.distinct(part.y, part.units)) < folds:
         raise InputError(f"{data}: a class has {fewest} patients, too few for {folds} folds; use fewer with --folds")
     others = teaching.company(card, phantom)
@@ -54,6 +56,8 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
     about = {
         "name": path.stem,
         "data": asdict(card) | (dict.fromkeys(("title", "licence", "citation"), credit) if credit else {}),
+        "units": "patients" if card.patients else "patches",
+        "rated": "ratings" in held.table,
         "phantom": 0 if others is None else len(others),
         "recipe": options,
     }
@@ -69,7 +73,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
 def card_of(taught: Model) -> str:
     """The model's card, in Markdown."""
     recipe = taught.about["recipe"]
-    options = " ".join(f"--{name} {recipe[name]}" for name in ("folds", "epochs", "seed"))
+    options = " ".join(f"--{name} {value}" for name, value in (recipe | {"phantom": taught.about["phantom"]}).items())
     values = {
         "about": taught.about,
         "level": model.LEVEL,
@@ -106,10 +110,11 @@ def measured(taught: Model, part: Part, phantom: Part | None, options: dict[str,
         "truth in the set": (nodules["set"] == named) | (nodules["set"] == model.EITHER),
         "one class in the set": nodules["set"] != model.EITHER,
     }
+    sizes = nodules["size_mm"].corr(nodules["diameter"], method="spearman")
     return {
         "scores": metrics.score(y, p, units, **scored),
         "shares": {name: metrics.mean(held.to_numpy(float), units, options["seed"]) for name, held in shares.items()},
-        "size_correlation": float(nodules["size_mm"].corr(nodules["diameter"], method="spearman")),
+        **({"size_correlation": float(sizes)} if np.isfinite(sizes) else {}),
     }
 
 
