@@ -441,7 +441,7 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     cut = table["nodule"].nunique()
     told = [f"{len(table)} patches of {cut} nodules, {len(tables)} scans."]
     told += [f"{wanted - cut} of {wanted} places are not a nodule with a label."] * (cut < wanted)
-    told += [f"{len(refused)} scans could not be read, such as {refused[0]}."] * bool(refused)
+    told += [f"{len(refused)} scans could not be read, such as {scan}." for scan in refused[:1]]
     named = re.compile(", such as .*")
     return [named.sub(".", note) if key else note for note in told + notes]
 
