@@ -709,7 +709,8 @@ def planes(
     heading: str,
 ) -> Figure:
     """The axial, coronal and sagittal plane through a place; ``sides_mm`` has the width and height of each."""
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.94))  # below the title
     _crossed(figure.subplots(1, 3), (first, second, third), ["axial", "coronal", "sagittal"], sides_mm, window)
     figure.suptitle(heading, fontsize=12)
     return figure
@@ -786,7 +787,7 @@ def opinion(
     right.invert_yaxis()
     right.tick_params(labelsize=8)
     right.set_xlabel("added to the logit of malignant", fontsize=8)
-    right.set_title("for and against, compared\nwith an average nodule", fontsize=10)
+    right.set_title("for and against, compared\nwith the average patch", fontsize=10)
     sns.despine(ax=right)
     figure.suptitle(heading, fontsize=12)
     return figure

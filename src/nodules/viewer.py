@@ -14,7 +14,7 @@ from nodules.data.scans import Scan
 from nodules.interactive import DPI, both_forms
 
 WINDOWS = {"lung": [-1350, 150], "soft tissue": [-160, 240], "bone": [-300, 1200]}  # HU
-HALF_MM = 40.0  # of the planes beside the slice
+HALF_MM = 30.0  # of the planes beside the slice
 
 
 class Clickable(anywidget.AnyWidget):

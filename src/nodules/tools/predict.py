@@ -19,7 +19,7 @@ from nodules.networks import small
 if TYPE_CHECKING:
     from nodules.data.scans import Scan
 
-HALF_MM = 40.0  # of the planes through a nodule
+HALF_MM = 30.0  # of the planes through a nodule
 GROWN = 4  # pixels a side of a cell of the maps
 SHOWN = 40  # rows printed
 NAMES = {"scan": ["axial", "coronal", "sagittal"], "patches": ["slice below", "slice", "slice above"]}
