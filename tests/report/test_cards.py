@@ -121,7 +121,8 @@ def test_every_number_of_the_result_table_is_in_the_content(content):
 
 
 def test_the_data_card_of_the_source_comes_first_and_the_others_say_that_they_were_not_read(content):
-    own, kaggle, file = cards.data_cards(content).split("## Data card: ")[1:]
+    own, kaggle, *of_scans, file = cards.data_cards(content).split("## Data card: ")[1:]
+    assert len(of_scans) == len(sources.CUT) and all("docs/scans.md" in card for card in of_scans)
     assert own.startswith("LIDC phantom") and "Not read" not in own and "| sha256 | 9d37 |" in own
     assert "| ruler on the slice, mm | 0." in own and "| ruler on the slice" not in cards.data_card(content)
     assert kaggle.startswith(sources.SOURCES["kaggle"]["title"]) and "Not read in this run" in kaggle
