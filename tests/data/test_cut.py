@@ -293,12 +293,15 @@ def test_a_folder_of_scans_is_a_source_of_patches(tmp_path, chest, monkeypatch):
     folder = tmp_path / "scans"
     write_series(folder / "a", chest, SPACING, ORIGIN, series="1.2.3")
     write_series(folder / "b", chest, SPACING, ORIGIN, series="1.2.4")
-    write_table(
-        folder, series=["1.2.3", "1.2.4"], x=[50, 51], y=[40, 40], z=[5, 5], unit=["voxel"] * 2, malignant=[0, 1]
-    )
+    spots = {"series": ["1.2.3", "1.2.4"], "x": [50, 51], "y": [40, 40], "z": [5, 5], "unit": ["voxel"] * 2}
+    write_table(folder, malignant=[0, 1], **spots)
     held = patches.read(str(folder))
     assert len(held) == 10 and held.card.title == "scans" and held.card.unit == "HU" and not held.card.simulation
     assert held.card.notes[0] == "10 patches of 2 nodules, 2 scans."
+    with pytest.raises(InputError, match="no column 'malignant'"):
+        write_table(folder, **spots)
+        patches.read(str(folder))
+    write_table(folder, malignant=[0, 1], **spots)
     assert patches.read(str(folder)).card == held.card
 
 

@@ -86,7 +86,10 @@ def read(source: str, n_patches: int = KAGGLE_COUNTS["patches"], seed: int = 0, 
         found = None if source == "kaggle" or has_kaggle(path) else _cut_file(path)
         if found is None:
             return _kaggle(path)
-        held = _verified(found[0], files.npz(found[0]), labelled=labelled)
+        arrays = files.npz(found[0])
+        if labelled and "malignant" not in arrays:
+            raise InputError(f"{path}: its table of places has no column 'malignant'; add it, or ask predict, without")
+        held = _verified(found[0], arrays, labelled=labelled)
         about = {} if held.card.name in CUT else {"name": path.name, "title": path.name}
         return replace(held, card=replace(held.card, notes=[*found[1], *held.card.notes], **about))
     if not there:
