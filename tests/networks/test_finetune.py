@@ -216,14 +216,14 @@ def test_each_patch_is_predicted_by_a_network_that_has_not_seen_its_fold():
         return made[-1][0]
 
     options = {"epochs": 3, "name": "t", "seed": 1}
-    p = finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options)
-    assert p.shape == (N, 8) and len(made) == 3
+    p, networks = finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options)
+    assert p.shape == (N, 8) and networks == [network for network, _ in made] and len(made) == 3
     for k, (network, parts) in enumerate(made):
         left_out = np.flatnonzero(fold == k)
         assert np.array_equal(np.sort(parts.valid.rows), left_out) and len(parts.test) == 0
         assert np.array_equal(np.sort(np.concatenate([parts.train.rows, parts.valid.rows])), np.arange(N))
         assert np.array_equal(p[left_out], predict(Mixed(network), IMAGES[left_out])), "by the network of its fold"
-    assert np.array_equal(p, finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options))
+    assert np.array_equal(p, finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-2), **options)[0])
 
 
 def test_first_weights_in_folds_follow_from_the_seed_alone():
@@ -232,7 +232,7 @@ def test_first_weights_in_folds_follow_from_the_seed_alone():
         torch.manual_seed(state)
         options = {"epochs": 1, "name": "t", "seed": seed}
         make = lambda _: small.Plain()  # noqa: E731
-        found.append(finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-3, bfloat16=False), **options))
+        found.append(finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-3, bfloat16=False), **options)[0])
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
@@ -245,7 +245,7 @@ def test_patches_of_another_source_are_learned_from_unless_their_unit_is_left_ou
 
     units = np.array([f"u{i % 8}" for i in range(N)])
     part = replace(PATCHES, units=units)
-    p = finetune.cross_validate(make, part, fold, Recipe(lr=1e-3), epochs=1, name="t")
+    p, _ = finetune.cross_validate(make, part, fold, Recipe(lr=1e-3), epochs=1, name="t")
     assert p.shape == ((fold >= 0).sum(), 8) and len(taught) == 2
     for k, parts in enumerate(taught):
         assert np.array_equal(np.sort(parts.valid.rows), np.flatnonzero(fold == k))
