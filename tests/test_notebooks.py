@@ -229,7 +229,7 @@ def test_headless_the_widget_leaves_a_picture(smoke):
     ("changed", "redone"),
     [
         ("networks/heads.py", course.LESSONS),
-        ("networks/finetune.py", [course.WHOLE, course.EVALUATION, course.OWN_SCAN]),
+        ("networks/finetune.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN]),
         ("networks/small.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN]),
         ("networks/maps.py", [course.INTERPRETATION]),
         ("evaluation/experiments.py", [course.EVALUATION, course.DECISIONS]),

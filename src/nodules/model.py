@@ -48,6 +48,7 @@ NEEDED = {
 MOST = 100  # networks
 LEAST = 1e-6  # probability
 SIDE = 64  # pixels of a patch
+GROWN = 4  # of them a side of a cell of the maps
 CELL = (SIDE - 2 * MARGIN) / GRID  # side of a cell of the attention, pixels
 
 
@@ -186,6 +187,43 @@ def part_of(images: np.ndarray, table: pd.DataFrame) -> Part:
     rows = np.arange(len(table))
     units = table["patient" if "patient" in table else "id"].to_numpy()
     return split.stacked(Part(images, np.full(len(table), -1), rows, table.set_axis(rows), units))
+
+
+def pictured(
+    taught: Model,
+    part: Part,
+    answer: dict[str, Any],
+    pictures: list[np.ndarray],
+    sides_mm: list[list[float]],
+    names: list[str],
+    window: list[float],
+) -> dict[str, Any]:
+    """What :func:`nodules.plots.opinion` draws of a nodule.
+
+    Args:
+        taught: the model that answered.
+        part: the patches that it was asked about.
+        answer: a row of its answers, and ``row``, the number of it.
+        pictures: three of the nodule, such as planes through it.
+        sides_mm: width and height of each, empty where unknown.
+        names: of each.
+        window: pixel values shown as black and white.
+    """
+    seen = part.take(np.array([answer["row"]])).images
+    patch = seen[0, seen.shape[1] // 2].astype(float)
+    grown = np.ones((GROWN, GROWN))
+    attention, evidence = (small.middle(np.kron(each[0], grown)) for each in taught.maps(seen))
+    return {
+        **dict(zip(("first", "second", "third"), pictures, strict=True)),
+        "names": names,
+        "sides_mm": sides_mm,
+        "patch": small.middle((patch - patch.mean()) / max(patch.std(), 1e-6)),
+        "attention": attention,
+        "evidence": evidence,
+        "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
+        "window": window,
+        "heading": f"{answer['nodule']}: {answer['p']:.0%} malignant ({answer['p_low']:.0%} to {answer['p_high']:.0%})",
+    }
 
 
 def load(path: Path) -> Model:

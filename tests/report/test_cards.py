@@ -137,7 +137,7 @@ def test_a_file_without_patients_and_a_run_without_a_model(content):
     content["runs"] = [content["runs"][0] | {"split": "random"}]
     content["facts"] = {course.DATA.name: content["facts"][course.DATA.name]}
     content["rows"] = content["rows"][:2]
-    own, phantom, kaggle = cards.data_cards(content).split("## Data card: ")[1:]
+    own, phantom, kaggle, *_ = cards.data_cards(content).split("## Data card: ")[1:]
     assert own.startswith("own.npz") and "| patients | unknown |" in own
     assert phantom.startswith("LIDC phantom") and kaggle.startswith("Kaggle")
     assert "has no test result for the model" in cards.model_card(content)

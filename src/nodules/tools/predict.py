@@ -14,13 +14,11 @@ from nodules.data.files import OPENERS, spreadsheet
 from nodules.data.split import Part
 from nodules.errors import InputError
 from nodules.model import ANSWER, GROUPS, Model
-from nodules.networks import small
 
 if TYPE_CHECKING:
     from nodules.data.scans import Scan
 
 HALF_MM = 30.0  # of the planes through a nodule
-GROWN = 4  # pixels a side of a cell of the maps
 SHOWN = 40  # rows printed
 NAMES = {"scan": ["axial", "coronal", "sagittal"], "patches": ["slice below", "slice", "slice above"]}
 
@@ -128,30 +126,13 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     from nodules import plots
 
     answer = rows.iloc[len(rows) // 2].to_dict()  # the slice of the place, or the middle one
-    figure = plots.opinion(**pictured(taught, judged, answer))
+    slices = list(judged.part.take(np.array([answer["row"]])).images[0]), [[], [], []]
+    planes, sides = judged.shown.get(answer["nodule"], slices)
+    names = NAMES["scan" if judged.shown else "patches"]
+    window = list(transforms.default_window(judged.unit))
+    figure = plots.opinion(**model.pictured(taught, judged.part, answer, planes, sides, names, window))
     figure.set_label(
         f"{plots.title(figure)}: three pictures of the nodule, what the networks see, evidence, contributions"
     )
     picture = base64.b64encode(plots.png(figure)).decode()
     return answer | {"picture": picture, "label": figure.get_label(), "parts": {name: answer[name] for name in GROUPS}}
-
-
-def pictured(taught: Model, judged: Judged, answer: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of :func:`nodules.plots.opinion` for a row of the answers, of which ``row`` is the number."""
-    seen = judged.part.take(np.array([answer["row"]])).images
-    planes, sides = judged.shown.get(answer["nodule"], (list(seen[0]), [[], [], []]))
-    names = NAMES["scan" if judged.shown else "patches"]
-    middle = seen[0, seen.shape[1] // 2].astype(float)
-    attention, evidence = (small.middle(np.kron(each[0], np.ones((GROWN, GROWN)))) for each in taught.maps(seen))
-    low, high = transforms.default_window(judged.unit)
-    return {
-        **dict(zip(("first", "second", "third"), planes, strict=True)),
-        "names": names,
-        "sides_mm": sides,
-        "patch": small.middle((middle - middle.mean()) / max(middle.std(), 1e-6)),
-        "attention": attention,
-        "evidence": evidence,
-        "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
-        "window": [low, high],
-        "heading": f"{answer['nodule']}: {answer['p']:.0%} malignant ({answer['p_low']:.0%} to {answer['p_high']:.0%})",
-    }
