@@ -107,12 +107,11 @@ class Member(nn.Module):
         for start in range(0, len(images), BATCH):
             batch = tensor(images[start : start + BATCH])
             logits, features, statistics, cells = self.eval()(batch)
-            turned = [self(transforms.dihedral(batch, view))[0] for view in range(1, SYMMETRIES)]
-            views = torch.stack([logits, *turned], 1).double().sigmoid()
+            turned = [self.network(transforms.dihedral(batch, view)) for view in range(1, SYMMETRIES)]
+            views = torch.stack([logits, *(each.diff(dim=1)[:, 0] for each in turned)], 1).double().sigmoid()
             rest = torch.column_stack([self.distance(statistics), cells, self.parts(features)])
             found.append(torch.cat([views, rest], 1).cpu().numpy())
-        names = [*(f"view {view}" for view in range(SYMMETRIES)), "distance", "cells", *GROUPS]
-        return pd.DataFrame(np.concatenate(found), columns=names)
+        return pd.DataFrame(np.concatenate(found), columns=[*VIEWS, "distance", "cells", *GROUPS])
 
 
 @dataclass(frozen=True)
