@@ -182,10 +182,11 @@ $(RUN)/02_architectures.ipynb: $(RUN)/01_data.ipynb
 $(RUN)/03_learning_rate.ipynb: $(RUN)/02_architectures.ipynb
 $(RUN)/04_training.ipynb: $(RUN)/03_learning_rate.ipynb
 $(RUN)/05_whole_network.ipynb: $(RUN)/02_architectures.ipynb
-$(RUN)/06_interpretation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
-$(RUN)/07_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
-$(RUN)/08_decisions.ipynb: $(RUN)/04_training.ipynb
-$(RUN)/09_your_own_scan.ipynb: $(RUN)/05_whole_network.ipynb
+$(RUN)/06_picture_or_ruler.ipynb: $(RUN)/02_architectures.ipynb
+$(RUN)/07_interpretation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
+$(RUN)/08_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
+$(RUN)/09_decisions.ipynb: $(RUN)/04_training.ipynb
+$(RUN)/10_your_own_scan.ipynb: $(RUN)/06_picture_or_ruler.ipynb
 
 $(FIGURES)/slides/index.html: $(EXECUTED) $(wildcard src/nodules/tools/slides.py src/nodules/tools/templates/*) \
 		| $(TEACHING)

@@ -15,7 +15,7 @@ from nodules import course, paths
 
 pytestmark = pytest.mark.slow
 REPOSITORY = "someone/nodules"
-EXERCISES, WIDGET = "notebooks/exercises/01_data", "notebooks/06_interpretation"
+EXERCISES, WIDGET = "notebooks/exercises/01_data", "notebooks/07_interpretation"
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src"}  # what a page fetches by itself
 
 

@@ -131,7 +131,7 @@ def test_the_pictures_are_seen_and_a_guess_is_answered(page, lab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "sliders"), [("03_learning_rate", [1]), ("06_interpretation", [1, 1]), ("07_evaluation", [1])]
+    ("name", "sliders"), [("03_learning_rate", [1]), ("07_interpretation", [1, 1]), ("08_evaluation", [1])]
 )
 def test_the_controls_answer(page, lab, tmp_path, name, sliders):
     run_all(page, lab, name)
@@ -142,7 +142,7 @@ def test_the_controls_answer(page, lab, tmp_path, name, sliders):
 
 
 def test_a_click_in_a_scan_chooses_a_place(page, lab, tmp_path):
-    run_all(page, lab, "09_your_own_scan")
+    run_all(page, lab, "10_your_own_scan")
     picture = page.get_by_alt_text("axial slice; click to choose a place")
     picture.scroll_into_view_if_needed()
     where = page.locator(".widget-label:has-text('voxel')").last
@@ -150,4 +150,4 @@ def test_a_click_in_a_scan_chooses_a_place(page, lab, tmp_path):
     picture.click(position={"x": 100, "y": 120})
     expect(where).not_to_have_text(before, timeout=MINUTES)
     assert min(pictures(page)) > 500
-    page.screenshot(path=tmp_path / "09_your_own_scan.png")
+    page.screenshot(path=tmp_path / "10_your_own_scan.png")

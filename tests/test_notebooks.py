@@ -209,7 +209,7 @@ def test_one_table_holds_networks_and_baselines_of_one_split(smoke):
 
 
 def test_maps_are_measured_for_every_architecture_against_controls(smoke):
-    measured = pd.read_csv(ROOT / "runs" / "smoke-phantom" / "06_interpretation" / "localisation.csv")
+    measured = pd.read_csv(ROOT / "runs" / "smoke-phantom" / "07_interpretation" / "localisation.csv")
     names = set(measured["name"])
     assert {"random map", "centred blob"} < names and set(measured["part"]) == {"mass", "hit"}
     for architecture in ("resnet34", "efficientnet_lite0"):
@@ -219,7 +219,7 @@ def test_maps_are_measured_for_every_architecture_against_controls(smoke):
 
 
 def test_headless_the_widget_leaves_a_picture(smoke):
-    cells = nbformat.read(ROOT / "runs" / "smoke-phantom" / "06_interpretation.ipynb", as_version=4).cells
+    cells = nbformat.read(ROOT / "runs" / "smoke-phantom" / "07_interpretation.ipynb", as_version=4).cells
     (cell,) = (cell for cell in cells if "explorer.Explorer(" in cell.source)
     (shown,) = (output.data for output in cell.outputs if "data" in output)
     assert "image/png" in shown and "application/vnd.jupyter.widget-view+json" in shown
@@ -263,8 +263,8 @@ def test_predictions_are_the_product(smoke):
         ("03_learning_rate", "views=0", "views=0: out of range; use 1 to 1000"),
         ("04_training", "rule=median", "rule='median': unknown; use one of mean, log, beta"),
         ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
-        ("06_interpretation", "cases=-1", "cases=-1: out of range"),
-        ("08_decisions", "shifted=0", "shifted=0: out of range"),
+        ("07_interpretation", "cases=-1", "cases=-1: out of range"),
+        ("09_decisions", "shifted=0", "shifted=0: out of range"),
     ],
 )
 def test_bad_parameters_are_refused_before_any_work(tmp_path, notebook, parameter, words):

@@ -25,7 +25,7 @@ def card(tmp_path, own):
 @pytest.fixture
 def finished(tmp_path, card):
     """A finished run with one figure of the report and one beyond it."""
-    finished = Record("01_data", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient")
+    finished = Record("01_data", str(tmp_path / "runs" / "x"), {"seed": 3}, card, "patient", 3)
     finished.fact(n=np.int64(40), auc=0.8125)
     images = np.linspace(-1000, 400, 2 * 64 * 64).reshape(2, 64, 64)
     grid = {"titles": ["a", "b"], "window": [-1000, 400], "unit": "HU", "columns": 2}
@@ -101,7 +101,7 @@ def test_a_figure_that_no_longer_fits_says_so(finished):
 
 
 def test_weights_stand_below_every_figure_that_needs_them(card, tmp_path):
-    with_weights = Record("n", str(tmp_path), {"seed": 0}, card, "random", "chest CT")
+    with_weights = Record("n", str(tmp_path), {"seed": 0}, card, "random", 0, "chest CT")
     assert with_weights.source.endswith("seed 0 · weights: chest CT")
     assert with_weights.provenance["weights"] == "chest CT"
 
@@ -157,13 +157,13 @@ def test_only_a_table_with_a_caption_is_for_the_report(finished, kept):
 
 def test_a_new_run_starts_with_a_clean_slate(finished, card):
     assert (finished.folder / "results.json").exists()
-    Record("01_data", finished.run_dir, {"seed": 4}, card, "patient")
+    Record("01_data", finished.run_dir, {"seed": 4}, card, "patient", 3)
     assert not list(finished.folder.glob("*"))
 
 
 def test_a_run_removes_what_it_made_and_writes_nowhere_else(finished, card):
     (finished.folder / "thesis.docx").write_text("mine")
-    again = Record("01_data", finished.run_dir, {"seed": 4}, card, "patient")
+    again = Record("01_data", finished.run_dir, {"seed": 4}, card, "patient", 3)
     assert [path.name for path in finished.folder.iterdir()] == ["thesis.docx"]
     for name in ("../x", "/x", "a/b", "..", ""):
         with pytest.raises(InputError, match="not a file name"):
@@ -206,7 +206,7 @@ def test_what_was_written_after_the_end_is_not_read(finished, kept):
 
 
 def test_a_notebook_that_did_not_end_has_kept_nothing(finished, card):
-    other = Record("02_architectures", finished.run_dir, {"seed": 3}, card, "patient")
+    other = Record("02_architectures", finished.run_dir, {"seed": 3}, card, "patient", 3)
     other.choice("network", size=64)
     with pytest.raises(InputError, match="run 02_architectures to its end first"):
         Earlier(finished.run_dir, "02_architectures")

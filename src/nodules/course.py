@@ -24,16 +24,17 @@ class Lesson:
     question: str  # its heading
 
 
-DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, INTERPRETATION, EVALUATION, DECISIONS, OWN_SCAN = LESSONS = (
+DATA, ARCHITECTURES, RATE, TRAINING, WHOLE, RULER, INTERPRETATION, EVALUATION, DECISIONS, OWN_SCAN = LESSONS = (
     Lesson("01_data", "Data", "What is in the data, and how far do we get without looking at the images?"),
     Lesson("02_architectures", "Architectures", "Which pretrained network works best?"),
     Lesson("03_learning_rate", "Learning rate", "How fast should the network learn?"),
     Lesson("04_training", "Training", "How far do augmentation, cosine annealing and TTA get us?"),
-    Lesson("05_whole_network", "Whole network", "Can the whole network be trained, and does it beat a ruler?"),
-    Lesson("06_interpretation", "Interpretation", "What does the network look at, and where does it fail?"),
-    Lesson("07_evaluation", "Evaluation", "How far can the results be trusted?"),
-    Lesson("08_decisions", "Decisions", "What may be decided with it, and where does it break?"),
-    Lesson("09_your_own_scan", "Your own scan", "What does the model say of a nodule in my scan?"),
+    Lesson("05_whole_network", "Whole network", "Can the whole network be trained?"),
+    Lesson("06_picture_or_ruler", "Picture or ruler", "Does the picture tell more than a ruler?"),
+    Lesson("07_interpretation", "Interpretation", "What does the network look at, and where does it fail?"),
+    Lesson("08_evaluation", "Evaluation", "How far can the results be trusted?"),
+    Lesson("09_decisions", "Decisions", "What may be decided with it, and where does it break?"),
+    Lesson("10_your_own_scan", "Your own scan", "What does the model say of a nodule in my scan?"),
 )
 
 # The figures of the 2019 report, by its numbers

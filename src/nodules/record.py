@@ -58,6 +58,7 @@ class Record:
     parameters: dict[str, Any]
     card: Card
     split_kind: str
+    split_seed: int
     weights: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -84,6 +85,7 @@ class Record:
             "data_sha256": self.card.sha256,
             "simulation": self.card.simulation,
             "split": self.split_kind,
+            "split_seed": self.split_seed,
             "weights": self.weights or "none",
             "git_revision": git_revision(),
         }
@@ -91,7 +93,8 @@ class Record:
     @property
     def source(self) -> str:
         """The line below each figure."""
-        parts = [self.card.title, f"{self.split_kind} split", f"seed {self.parameters['seed']}"]
+        of_split = "" if self.split_seed == self.parameters["seed"] else f" {self.split_seed}"
+        parts = [self.card.title, f"{self.split_kind} split{of_split}", f"seed {self.parameters['seed']}"]
         return " · ".join(parts + ([f"weights: {self.weights}"] if self.weights else []))
 
     def environment(self) -> pd.DataFrame:
@@ -181,7 +184,8 @@ class Record:
         if np.isnan(list(scores.values())).any():
             return self.leave_out(f"the score of {name}", "there are too few patches of both classes")
         common = {"name": name, "notebook": self.notebook, "data": self.card.title, "split": self.split_kind}
-        self.rows.append(common | {"seed": self.parameters["seed"]} | about | scores)
+        seeds = {"split_seed": self.split_seed, "seed": self.parameters["seed"]}
+        self.rows.append(common | seeds | about | scores)
 
     def save(self) -> Path:
         """Write ``results.json``: provenance, card, facts, rows, and a hash of every file kept."""

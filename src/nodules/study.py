@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # importing networks takes long, and the first notebook has n
 # Minimum and maximum of a parameter, or of each number in a list, in any notebook
 RANGES = {
     **dict.fromkeys(("n_patches", "compared"), (1, patches.MOST_PATCHES)),
-    **dict.fromkeys(("seed", "compare_seeds"), (0, SEEDS)),
+    **dict.fromkeys(("seed", "split_seed", "compare_seeds"), (0, SEEDS)),
     **dict.fromkeys(("epochs", "compare_epochs", "cycle_len", "cycle_mult"), (1, 100_000)),
     **dict.fromkeys(("views", "seeds", "lr_seeds", "cases", "pointed", "erased", "map_epochs"), (1, 1000)),
     "members": (1, 20),
@@ -39,6 +39,7 @@ CHOICES = {
     "pool": POOLS,
     "rule": RULES,
     "folds": (0, *range(2, 11)),
+    "ingredients": ("neighbours", "outlines", "company", "all"),
 }
 
 
@@ -47,8 +48,9 @@ def check(parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         if name in RANGES:
             within(*RANGES[name], **{name: value})
-        if value not in CHOICES.get(name, [value]):
-            raise InputError(f"{name}={value!r}: unknown; use one of {', '.join(map(str, CHOICES[name]))}")
+        for one in value if isinstance(value, list) else [value]:
+            if one not in CHOICES.get(name, [one]):
+                raise InputError(f"{name}={one!r}: unknown; use one of {', '.join(map(str, CHOICES[name]))}")
     if "architectures" in parameters:
         from nodules.networks import bodies
 
@@ -67,13 +69,18 @@ class Study(Record):
         valid: the part to select on.
         test: the part to report on.
         parts: all three.
-        seed: of everything random in this notebook.
+        seed: of everything random in this notebook but the split.
+        split_seed: of the split and of folds.
         unit: of the pixel values, as on the card.
         window: pixel values shown as black and white.
     """
 
-    def __init__(self, notebook: str, parameters: dict[str, Any], patches: Patches, assigned: pd.DataFrame) -> None:
-        super().__init__(notebook, parameters["run_dir"], parameters, patches.card, assigned["split_kind"].iloc[0])
+    def __init__(
+        self, notebook: str, parameters: dict[str, Any], patches: Patches, assigned: pd.DataFrame, split_seed: int
+    ) -> None:
+        super().__init__(
+            notebook, parameters["run_dir"], parameters, patches.card, assigned["split_kind"].iloc[0], split_seed
+        )
         self.patches, self.split = patches, assigned
         self.everything = split.whole(patches)
         self.parts = split.divide(self.everything, assigned["split"].to_numpy())
@@ -99,12 +106,13 @@ class Study(Record):
         check(parameters)
         if notebook == course.DATA.name:
             ct = patches.read(parameters["data"], parameters["n_patches"])
-            return cls(notebook, parameters, ct, split.assign(ct.table, parameters["split_kind"], parameters["seed"]))
+            assigned = split.assign(ct.table, parameters["split_kind"], parameters["split_seed"])
+            return cls(notebook, parameters, ct, assigned, parameters["split_seed"])
         first = Earlier(parameters["run_dir"], course.DATA.name)
         ct = patches.read(first.parameters["data"], first.parameters["n_patches"])
         if ct.card.sha256 != first.content["card"]["sha256"]:
             raise InputError(f"{first.folder}: made from different patches; run {course.DATA.name} again")
-        return cls(notebook, parameters, ct, first.table("split"))
+        return cls(notebook, parameters, ct, first.table("split"), first.parameters["split_seed"])
 
     @property
     def counted(self) -> str:

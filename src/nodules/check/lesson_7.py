@@ -1,140 +1,232 @@
-"""Exercises on intervals, near-duplicates, leakage and comparisons."""
+"""Exercises on interpretation: thresholds, precision, activation maps by hand, and tests of such maps."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+import torch
+from captum.attr import LayerGradCam
+from scipy.stats import spearmanr
+from sklearn.metrics import precision_score, recall_score, roc_curve
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nodules.check.answers import array, called, choice, close, given, number, require, right
-from nodules.data import duplicates
 from nodules.data.patches import Patches
-from nodules.evaluation import metrics
+from nodules.evaluation import decisions
 
-WINDOW = -1000, 400  # HU
+SHARE = 0.1  # of the pixels that are deleted
+BLOB = 8  # pixels, standard deviation of the blob in the middle, as in the lesson
 
 
-def exercise_7_1(wilson: Callable, claim: Any) -> None:
-    """Wilson's interval of the report's accuracy, and what it does not hold."""
-    low, high = array(called(wilson, 20, 20), (2,))
-    require(high > low, "20 of 20 right gives an interval of no width. Is that certain? Keep the terms with z squared")
-    for hits, n in ((20, 20), (3, 5), (636, 669)):
-        low, high = array(called(wilson, hits, n), (2,))
-        require(low < high, f"for {hits} of {n} the lower end is not below the upper one; return low, high")
-        expected = metrics.wilson(hits / n, n)
-        near = np.allclose([low, high], expected, atol=1e-3)
-        about = f"{expected[0]:.3f} to {expected[1]:.3f}"
-        require(near, f"{hits} of {n}: {low:.3f} to {high:.3f}, but scipy says {about}; is z 1.96, and all divided?")
+def exercise_7_1(rates: Callable) -> None:
+    """Sensitivity, specificity and precision, equal to scikit-learn's."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(200) < 0.3).astype(int)
+    calls = ((0.4 * y + rng.random(200)) > 0.6).astype(int)
+    mine = array(called(rates, y, calls), (3,))
+    sensitivity, specificity = recall_score(y, calls), recall_score(y, calls, pos_label=0)
+    precision, inverse = precision_score(y, calls), precision_score(y, calls, pos_label=0)
+    close(mine[0], sensitivity, "sensitivity: divide the true positives by all malignant patches, called or not")
+    require(abs(mine[1] - (1 - specificity)) > 1e-6, "that is the false-positive rate; specificity is 1 minus it")
+    require(abs(mine[1] - inverse) > 1e-6, "specificity is a share of the benign patches, not of those called benign")
+    close(mine[1], specificity, "specificity: divide the true negatives by all benign patches")
+    require(abs(mine[2] - (y == calls).mean()) > 1e-6, "the third is the accuracy; precision looks at positive calls")
+    close(mine[2], precision, "precision: divide the true positives by all that are called malignant")
+    right("equal to scikit-learn's. Sensitivity is also called recall, and precision the positive predictive value.")
+
+
+def exercise_7_2(youden: Callable, part: Any) -> None:
+    """A threshold as good as the lesson's, and where to choose it."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(300) < 0.2).astype(int)
+    p = np.round(1 / (1 + np.exp(1.5 - y - rng.normal(size=300))), 3)
+
+    def both(threshold: float) -> float:
+        return (p[y == 1] >= threshold).mean() + (p[y == 0] < threshold).mean()
+
+    false, true, thresholds = roc_curve(y, p, drop_intermediate=False)
+    mine, best = number(called(youden, y, p)), both(decisions.youden(y, p))
+    lowest, hits = thresholds[np.argmin(true - false)], np.array([((p >= t) == y).mean() for t in np.unique(p)])
+    require(min(abs(mine - best), abs(mine - best + 1)) > 1e-9, "return the threshold, not the sum that it reaches")
+    require(p.min() <= mine <= p.max(), f"{mine:.4g} is no threshold between the lowest and the highest probability")
+    require(abs(mine - np.unique(p)[hits.argmax()]) > 1e-9, "that has the best accuracy, which the larger class rules")
+    require(both(mine) > both(lowest) + 1e-9, "that is the lowest sum, not the highest")
+    above = (
+        f"sensitivity + specificity is {both(mine):.3f} at yours, but {best:.3f} can be reached; call p >= threshold"
+    )
+    require(both(mine) >= best - 1e-9, above)
     wrong = {
-        "a": "any share of a sample has one: other patches would have given another share",
-        "c": "a narrower one would promise still more. With several slices of a patient it should be wider",
+        "a": "on patches it learned from the network looks better than it is, so its threshold there misleads",
+        "c": "what is chosen on test looks best there by luck as well; nothing is left to say how good it is",
     }
-    choice(claim, "b", wrong)
-    right(f"{low:.3f} to {high:.3f}, if all 669 patches were independent. No interval makes up for the wrong patches.")
+    choice(part, "b", wrong)
+    right("as good as the lesson's. It weighs a missed cancer and a false alarm alike: somebody must decide that, too.")
 
 
-def exercise_7_2(bootstrap: Callable, values: np.ndarray, patient: np.ndarray) -> None:
-    """The bootstrap by units: patients, or patches."""
-    widths = {}
-    for what, units in (("patients", patient), ("patches", np.arange(len(values)))):
-        low, high = array(called(bootstrap, values, units, 0), (2,))
-        require(low < values.mean() < high, f"{low:.3f} to {high:.3f} does not hold the mean, {values.mean():.3f}")
-        widths[what] = high - low
-        expected = metrics.mean(values, units)
-        of_library = expected["high"] - expected["low"]
-        ratio = widths[what] / of_library
-        told = f"units are {what}: the interval is {ratio:.2f} times as wide as the library's"
-        hint = "take a unit twice if it is drawn twice, and use the 2.5th and the 97.5th percentile"
-        if what == "patients" and ratio < 0.7:
-            hint = "did you draw patches? Draw names of units, then take all patches of each"
-        require(0.85 < ratio < 1.15, f"{told}; {hint}")
-    again, other = (np.asarray(called(bootstrap, values, patient, seed)) for seed in (0, 1))
-    same = (again == called(bootstrap, values, patient, 0)).all()
-    require(same, "the same seed gives another interval; draw with np.random.default_rng(seed)")
-    require((again != other).any(), "another seed gives the same interval; draw with np.random.default_rng(seed)")
-    wider = widths["patients"] / widths["patches"]
-    right(f"by patients the interval is {wider:.1f} times as wide as by patches, which claims more than it knows.")
-
-
-def exercise_7_3(coverage: Callable, why: Any) -> None:
-    """How often intervals hold the truth, by patients and by slices, at 4 and at 16 slices."""
-    by_slices = {}
-    for slices in (4, 16):
-        patients, by_slices[slices] = array(called(coverage, slices), (2,))
-        require(patients <= 1 and by_slices[slices] <= 1, "give shares from 0 to 1, not counts or percent")
-        # half of the variance is shared, so the variance of the mean is this many times what independence promises
-        inflation = 1 + (slices - 1) / 2
-        expected = 2 * norm.cdf(1.96 / np.sqrt(inflation)) - 1
-        swapped = abs(patients - expected) < 0.04 and by_slices[slices] > 0.9
-        require(not swapped, "the two are swapped: first by the means of patients, then by all slices")
-        told = f"{slices} slices:"
-        require(abs(patients - 0.945) < 0.03, f"{told} {patients:.2f} by patients is not it; average axis 1 first")
-        hint = "is not it; give interval all slices, as one flat array, and count low <= 0 <= high"
-        require(abs(by_slices[slices] - expected) < 0.05, f"{told} {by_slices[slices]:.2f} by slices {hint}")
+def exercise_7_3(precision: Callable, at: Any, harm: Any) -> None:
+    """Precision by prevalence."""
+    for sensitivity, specificity, prevalence in ((0.9, 0.7, 0.3), (0.6, 0.95, 0.01)):
+        # The same on 100000 people, counted by scikit-learn
+        people = np.array([[sensitivity, 1 - sensitivity], [1 - specificity, specificity]])
+        people *= np.array([[prevalence], [1 - prevalence]]) * 1e5
+        expected = precision_score([1, 1, 0, 0], [1, 0, 1, 0], sample_weight=people.ravel())
+        mine = number(called(precision, sensitivity, specificity, prevalence))
+        shared = sensitivity / (sensitivity + 1 - specificity)
+        require(abs(mine - shared) > 1e-6, "that holds where half are malignant; weight both rates by the prevalence")
+        about = f"sensitivity {sensitivity}, specificity {specificity}, prevalence {prevalence}"
+        close(mine, expected, f"true positives over all positives is {expected:.4f} ({about})")
+    at = given(at, dict)
+    for prevalence in (0.4, 0.02):
+        require(prevalence in at, f"the answer lacks the prevalence {prevalence}")
+        hint = f"take your function at 0.85, 0.85 and {prevalence}"
+        close(at[prevalence], called(precision, 0.85, 0.85, prevalence), hint, 1e-3)
     wrong = {
-        "a": "the mean gets a little better: its variance is (1 + 1 / slices) / 50",
-        "b": "the share of 1000 worlds is known to 0.03; it fell by ten times as much",
+        "a": "those are the same, but what is a positive call worth at 2%?",
+        "b": "of 100 cancers as many are found as before: sensitivity is the same. Look at the positive calls",
     }
-    choice(why, "c", wrong)
-    fell = f"{by_slices[4]:.0%} with 4 slices, {by_slices[16]:.0%} with 16"
-    right(f"an interval over slices holds the truth in {fell}, where it promises 95%.")
+    choice(harm, "c", wrong)
+    right(
+        f"{at[0.4]:.0%} of the calls are right at 40% malignant, {at[0.02]:.0%} at 2%. Report both, and the prevalence."
+    )
 
 
-def exercise_7_4(alike: Callable, share: Any, ct: Patches) -> None:
-    """The correlation at the best shift, and how many neighbouring slices are near-duplicates."""
-    images = ct.images[[0, 1, 30, 300]].clip(*WINDOW).astype(float)
-    itself = number(called(alike, images[0], images[0]))
-    close(itself, 1, "the correlation of an image with itself is 1: subtract its mean, divide by its norm", 1e-3)
-    moved = number(called(alike, images[0], np.roll(images[0], (3, -5), axis=(0, 1))))
-    close(moved, 1, "of an image moved by 3 and -5 pixels: try all shifts, both ways and along both axes", 1e-3)
-    brighter = number(called(alike, images[0], images[1] + 500))
-    plain = number(called(alike, images[0], images[1]))
-    close(brighter, plain, "500 HU added to an image changed it: subtract each image's mean first", 1e-3)
-    for k in (1, 2, 3):
-        expected = duplicates.correlation(images, np.array([[0, k]]), WINDOW)[0]
-        close(called(alike, images[0], images[k]), expected, f"the library says {expected:.4g}", 1e-3)
-    pairs = np.column_stack([np.arange(len(ct.images) - 1), np.arange(1, len(ct.images))])
-    near = duplicates.correlation(ct.images, pairs, WINDOW) >= duplicates.LINE
-    kin = duplicates.kinship(ct.table, pairs)
-    require(abs(number(share) - near.mean()) > 1e-3, "that is of all pairs; keep those that show the same nodule")
-    expected, strangers = near[kin == "same nodule"].mean(), near[kin == "strangers"].mean()
-    close(share, expected, "use duplicates.correlation with `window`, and take the mean of >= duplicates.LINE", 0.01)
-    right(f"{expected:.0%} of neighbouring slices of a nodule are near-duplicates, of two patients' {strangers:.0%}.")
+def exercise_7_4(cam: Callable) -> None:
+    """A map whose mean, plus the bias, is the logit of a torch network."""
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 5, 4, 6, generator=draws).relu()
+    layer = nn.Linear(5, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(1, 5, generator=draws))
+        logits = layer(F.adaptive_avg_pool2d(features, 1).flatten(1))[:, 0].numpy()
+    weight, bias = layer.weight.detach()[0], layer.bias.item()
+    maps = array(called(cam, features.clone(), weight.clone()), (3, 4, 6))
+    means = maps.mean((1, 2))
+    require(
+        np.abs(means * 24 - (logits - bias)).max() > 1e-4, "the map's sum is the logit; its mean shall be: no division"
+    )
+    require((maps < 0).any(), "nothing is negative: evidence against malignant belongs to the map as well")
+    require(np.abs(means * 5 - (logits - bias)).max() > 1e-4, "sum over channels, do not average")
+    off = np.abs(means + bias - logits).max()
+    require(off < 1e-4, f"mean plus bias is off the logit by up to {off:.2g}; weight each channel, sum over channels")
+    expected = torch.einsum("nchw,c->nhw", features, weight).numpy()
+    require(
+        np.abs(maps - expected).max() < 1e-4, "the mean is right, but not each cell: it counts its own features only"
+    )
+    right("the mean of the map plus the bias is the logit: nothing is left out. A deeper head does not allow that.")
 
 
-def exercise_7_5(accuracies: Callable) -> None:
-    """What shuffling adds to the accuracy of a model that can only remember."""
-    shuffled, apart = array(called(accuracies, 6), (2,))
-    require(apart < 0.6, f"{apart:.2f} with nodules apart, where nothing is known: pass groups=nodule to GroupKFold")
-    hint = "KFold takes rows in their order, so a nodule's slices stay together, unless shuffle=True"
-    require(shuffled > 0.9, f"{shuffled:.2f} on shuffled patches is too low; {hint}")
-    one, one_apart = array(called(accuracies, 1), (2,))
-    told = f"{max(one, one_apart):.2f} with one slice per nodule, where nothing can leak"
-    require(max(one, one_apart) < 0.6, f"{told}: is the model scored on the patches it was fitted on?")
-    require(min(one, one_apart) > 0.4, "an accuracy far below 0.5 with one slice per nodule; do you pass slices on?")
-    right(f"{shuffled:.2f} shuffled, {apart:.2f} apart; with one slice per nodule {one:.2f}. The gain is memory.")
+def _grad_cam(network: nn.Module, images: Tensor) -> Tensor:
+    """Captum's maps of the body, (N, 16, 16)."""
+    method = LayerGradCam(lambda batch: network(batch)[:, 0], network.body)
+    return method.attribute(images, relu_attributions=True)[:, 0].detach()
 
 
-def exercise_7_6(holm: Callable, better: Callable, trial: Callable) -> None:
-    """Holm's correction by hand, and which of six networks are surely better than a ruler."""
-    for p_values in ([0.01, 0.02, 0.04], [0.04, 0.01, 0.03], [0.2, 0.021, 0.02, 0.9], [0.5, 0.4]):
-        p, expected = np.array(p_values), metrics.holm(np.array(p_values))
-        corrected = array(called(holm, p), p.shape)
-        require((corrected <= 1).all(), f"{p_values}: {corrected.round(3).tolist()} has a p value above 1")
-        bonferroni = np.allclose(corrected, np.minimum(1, p * len(p)))
-        require(not bonferroni, "all are multiplied by m: that is Bonferroni's correction; Holm's steps down, m, m - 1")
-        in_order = np.allclose(corrected, np.sort(expected)) and not np.allclose(corrected, expected)
-        require(not in_order, f"{p_values}: right values, but sorted; return them in the order given")
-        falls = (np.diff(corrected[np.argsort(p)]) < -1e-9).any()
-        require(not falls, f"{p_values}: a larger p value became a smaller one; none may be below the one before it")
-        told = f"{p_values}: {corrected.round(3).tolist()}, but the library has {expected.round(3).tolist()}"
-        require(np.allclose(corrected, expected), told)
-    y, scores, units = trial(4)
-    names = set(given(called(better, y, scores, units), (list, tuple, set)))
-    hint = "is not among them, though it is better. Overlapping intervals are no test: use metrics.paired"
-    require("A" in names, f"A {hint}")
-    require("F" not in names, "F differs surely, but it is worse: look at the sign of the difference")
-    hint = "is better by luck alone; call your holm with the p values of all six, then compare with 0.05"
-    require(not names & set("BCDE"), f"{', '.join(sorted(names & set('BCDE')))} {hint}")
-    require(names == {"A"}, f"{sorted(names)}: return the names of networks, without the ruler")
-    right("A alone is surely better, though its interval overlaps the ruler's. Without Holm, C would be too: by luck.")
+def exercise_7_5(grad_cam: Callable, network: nn.Module, images: Tensor) -> None:
+    """Grad-CAM, equal to Captum's."""
+    expected = _grad_cam(network, images).numpy()
+    maps = called(grad_cam, network, images)
+    maps = array(maps.detach() if isinstance(maps, Tensor) else maps, expected.shape)
+    require((maps >= 0).all(), "some evidence is negative; Grad-CAM cuts it off: relu")
+    left = len(network.body._forward_hooks)
+    network.body._forward_hooks.clear()
+    require(not left, "your hook is still there, and would keep the features of every later pass: handle.remove()")
+    features = network.body(images).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(network.head(features).sum(), features)
+    scale = expected.max()
+    hints = {
+        "take the mean of the gradient over space first, then multiply: one weight a channel": slope * features,
+        "that is the gradient alone; it weights the features": slope,
+        "cut off after the sum over channels, not before": (slope.mean((2, 3), keepdim=True) * features).relu(),
+        "take the gradient at the features; these are the features alone": features,
+    }
+    for hint, variant in hints.items():
+        require(np.abs(maps - variant.sum(1).relu().detach().numpy()).max() > 1e-3 * scale, hint)
+    factor = maps.sum() / expected.sum()
+    require(
+        abs(factor - 1) < 1e-3 or np.abs(maps / max(factor, 1e-9) - expected).max() > 1e-3 * scale,
+        f"the right maps, but {factor:.3g} times as high: weight by the mean of the gradient, and sum over channels",
+    )
+    require(np.abs(maps - expected).max() < 1e-3 * scale, "the maps differ from Captum's; follow the three steps")
+    right("equal to Captum's LayerGradCam, with one hook. On a mean and one linear layer it is a scaled classic CAM.")
+
+
+def _blob(count: int) -> np.ndarray:
+    """A blob in the middle, for each of some patches, (count, 64, 64)."""
+    away = np.square(np.arange(64) - 31.5)
+    return np.repeat(np.exp(-(away[:, None] + away) / (2 * BLOB**2))[None], count, axis=0)
+
+
+def _forgotten(network: nn.Module) -> nn.Module:
+    """The same network with a head of newly drawn weights."""
+    drawn = copy.deepcopy(network)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for layer in drawn.head.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return drawn
+
+
+def _check_tests(likeness: Callable, pointing: Callable, deleted: Callable) -> None:
+    """Raise Wrong unless the three tests of a map are right on maps of noise."""
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((20, 64, 64)), np.zeros((20, 64, 64), dtype=bool)
+    masks[:, 20:50, 10:40] = True
+    others = np.exp(3 * (maps + rng.random(maps.shape)))
+    alike = number(called(likeness, maps, others))
+    pearson = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(maps, others, strict=True)])
+    require(abs(alike - pearson) > 1e-3, "that is Pearson's correlation of the values; correlate their ranks")
+    expected = np.mean([spearmanr(a, b, axis=None).statistic for a, b in zip(maps, others, strict=True)])
+    close(alike, expected, "likeness: one rank correlation a patch over all its places, then the mean", 1e-3)
+
+    within = [mask[np.unravel_index(each.argmax(), each.shape)] for each, mask in zip(maps, masks, strict=True)]
+    hits = number(called(pointing, maps, masks))
+    mass = ((maps * masks).sum((1, 2)) / maps.sum((1, 2))).mean()
+    require(abs(hits - mass) > 1e-6, "that is the mass inside; the pointing game asks for the highest place only")
+    close(hits, np.mean(within), "pointing: look up each map's own highest place in its own mask")
+
+    pixels = rng.normal(5, 1, maps.shape)
+    before = pixels.copy()
+    erased = array(called(deleted, pixels, maps, 0.25), maps.shape)
+    require((pixels == before).all(), "your function changes the images that it is given; work on a copy")
+    gone = erased != before
+    counts = gone.sum((1, 2))
+    require((abs(counts - 1024) <= 1).all(), f"{counts[0]} of 4096 pixels change in the first image, not a quarter")
+    lowest = np.where(gone, maps, np.inf).min((1, 2))
+    highest = np.where(gone, -np.inf, maps).max((1, 2))
+    require((lowest >= highest).all(), "the erased pixels are not those that the map ranks highest")
+    means = np.broadcast_to(before.mean((1, 2), keepdims=True), maps.shape)
+    require(np.allclose(erased[gone], means[gone]), "an erased pixel takes the mean of its own image, before deletion")
+
+
+def exercise_7_6(
+    likeness: Callable, pointing: Callable, deleted: Callable, harmed: Any, network: nn.Module, ct: Patches, new: Any
+) -> None:
+    """Three tests of a map, and whom a plausible but wrong one harms; reports what the tests say of the network."""
+    _check_tests(likeness, pointing, deleted)
+    wrong = {
+        "a": "it does not change the network's call, but it may change whether a doctor believes it",
+        "c": "a developer can look for the mistake; who bears the wrong treatment, or none?",
+    }
+    choice(harmed, "b", wrong)
+
+    rows = np.flatnonzero((ct.table["malignant"] == 1) & new & ct.masks.any((1, 2)))
+    images = (ct.images[rows].clip(-1000, 400) / 500 + 1.4).astype(np.float32)
+    small = [_grad_cam(net, torch.from_numpy(images[:, None])) for net in (network, _forgotten(network))]
+    grown = F.interpolate(small[0][:, None], (64, 64), mode="bilinear")[:, 0].numpy()
+    shown = {"Grad-CAM": grown, "blob": _blob(len(rows))}
+
+    @torch.no_grad()
+    def mean_p(pixels: np.ndarray) -> float:
+        return float(network(torch.from_numpy(pixels[:, None].astype(np.float32))).sigmoid().mean())
+
+    print(f"{len(rows)} malignant patches of patients not learned from; mean probability {mean_p(images):.2f}")
+    for name, maps in shown.items():
+        p = mean_p(deleted(images, maps, SHARE))
+        print(f"{name}: points inside {pointing(maps, ct.masks[rows]):.0%}; {p:.2f} without its top {SHARE:.0%}")
+    varied = (small[0].std((1, 2)) > 0) & (small[1].std((1, 2)) > 0)
+    same = likeness(*(maps[varied].numpy() for maps in small)) if varied.any() else 0.0
+    print(f"likeness to the maps of a forgotten head: {same:.2f} (1: the same map)")
+    right("all three tests work. Compare the lines: does the map beat a blob that never looked at the image?")

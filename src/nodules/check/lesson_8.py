@@ -1,165 +1,140 @@
-"""Exercises on calibration, thresholds, conformal sets, radiologists, and who is missed."""
+"""Exercises on intervals, near-duplicates, leakage and comparisons."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import cohen_kappa_score
+from scipy.stats import norm
 
-from nodules.check.answers import array, called, choice, close, fields, given, number, require, right
-from nodules.evaluation import decisions, metrics
+from nodules.check.answers import array, called, choice, close, given, number, require, right
+from nodules.data import duplicates
+from nodules.data.patches import Patches
+from nodules.evaluation import metrics
 
-Labelled = tuple[np.ndarray, np.ndarray]  # labels and probabilities, (N,) each
-Parts = dict[str, np.ndarray]
-COST = 9  # of a missed malignant patch, in needless follow-ups
+WINDOW = -1000, 400  # HU
 
 
-def exercise_8_1(reliability: Callable) -> None:
-    """What a model says and what is true, in bins of equally many patches."""
-    rng = np.random.default_rng(1)
-    z = rng.normal(-0.5, 1.5, 1000)
-    y, p = (rng.random(1000) < expit(z)).astype(int), expit(2 * z)
-    for bins in (5, 10):
-        said, true = array(called(reliability, y, p, bins), (2, bins))
-        expected_true, expected = calibration_curve(y, p, n_bins=bins, strategy="quantile")
-        swapped = np.allclose(true, expected, atol=1e-6)
-        require(not swapped, "the two are swapped: first the mean probability, then the share of malignant patches")
-        require((np.diff(said) > 0).all(), "the mean probability must rise from bin to bin: sort the patches by p")
-        hint = "the mean probabilities are not those of scikit-learn; does each bin hold equally many patches?"
-        require(np.allclose(said, expected, atol=1e-6), hint)
-        hint = "the shares of malignant patches are not those of scikit-learn; average y over each bin, not the calls"
-        require(np.allclose(true, expected_true, atol=1e-6), hint)
-    right(f"as scikit-learn has it. In the last bin p is {said[-1]:.0%}, and {true[-1]:.0%} are malignant: too sure.")
-
-
-def exercise_8_2(tempered: Callable, best: Any, changes: Any, y: np.ndarray, p: np.ndarray) -> None:
-    """A temperature by hand, the best one on valid, and what it changes."""
-    some = np.array([0.1, 0.5, 0.8, 0.99])
-    answer = array(called(tempered, some, 2.0), some.shape)
-    require(not np.allclose(answer, some / 2), "that is p / T; divide the logit of p, then take the sigmoid")
-    sharper = np.allclose(answer, decisions.tempered(some, 0.5))
-    require(not sharper, "your temperature of 2 makes the model surer: divide the logits by it, do not multiply")
-    require(((answer > 0) & (answer < 1)).all(), "these are not probabilities; take the sigmoid (expit) of the logits")
-    hint = "a probability of 0.8 at temperature 2 should become 2/3: sigmoid(logit(p) / T)"
-    require(np.allclose(answer, decisions.tempered(some, 2.0), atol=1e-6), hint)
-    expected, t = decisions.temperature(y, p), number(best)
-    require(abs(t - 1 / expected) > 0.05, f"{t:.3g} makes it surer still; is the log-loss the lowest, not the highest?")
-    close(t, expected, "take the temperature with the lowest log-loss on valid, in steps of 0.05", 0.06)
+def exercise_8_1(wilson: Callable, claim: Any) -> None:
+    """Wilson's interval of the report's accuracy, and what it does not hold."""
+    low, high = array(called(wilson, 20, 20), (2,))
+    require(high > low, "20 of 20 right gives an interval of no width. Is that certain? Keep the terms with z squared")
+    for hits, n in ((20, 20), (3, 5), (636, 669)):
+        low, high = array(called(wilson, hits, n), (2,))
+        require(low < high, f"for {hits} of {n} the lower end is not below the upper one; return low, high")
+        expected = metrics.wilson(hits / n, n)
+        near = np.allclose([low, high], expected, atol=1e-3)
+        about = f"{expected[0]:.3f} to {expected[1]:.3f}"
+        require(near, f"{hits} of {n}: {low:.3f} to {high:.3f}, but scipy says {about}; is z 1.96, and all divided?")
     wrong = {
-        "a": "the AUC asks for the order of the patches only, and dividing all logits by T keeps it",
-        "c": "a logit of 0 stays 0, so 0.5 stays 0.5: no patch changes sides, unless the threshold moves",
+        "a": "any share of a sample has one: other patches would have given another share",
+        "c": "a narrower one would promise still more. With several slices of a patient it should be wider",
     }
-    choice(changes, "b", wrong)
-    right(f"T = {t:.2f}, near the 2 of this world. A temperature repairs probabilities; it ranks nothing better.")
+    choice(claim, "b", wrong)
+    right(f"{low:.3f} to {high:.3f}, if all 669 patches were independent. No interval makes up for the wrong patches.")
 
 
-def exercise_8_3(cheapest: Callable, kept: Any, truth: Parts, said: Parts) -> None:
-    """A threshold by its cost on valid, and the sensitivity that is left on test and elsewhere."""
-    y, p = truth["valid"], said["valid"]
-    for cost in (1, COST, 30):
-        line = number(called(cheapest, y, p, cost))
-        costs = [_cost(y, p, each, cost) for each in np.unique(p)]
-        mine = _cost(y, p, line, cost)
-        told = f"for a cost of {cost} your threshold {line:.3g} costs {mine:.0f}, but one of p costs {min(costs):.0f}"
-        hint = "count benign patches at or above it once, malignant ones below it `cost` times"
-        require(mine <= min(costs) + 1e-6, f"{told}; {hint}")
-    kept, line = fields(kept, said), float(cheapest(y, p, COST))
-    rates = {part: (said[part][truth[part] == 1] >= line).mean() for part in said}
-    for part, rate in rates.items():
-        own = float(cheapest(truth[part], said[part], COST))
-        of_own = (said[part][truth[part] == 1] >= own).mean()
-        reset = part != "valid" and abs(number(kept[part]) - of_own) < 1e-6 < abs(of_own - rate)
-        require(not reset, f"{part}: you set the threshold again there; it is set on valid, once")
-        of_all = (said[part] >= line).mean()
-        hint = f"{part}: that is the share of all patches; sensitivity is that of the malignant ones"
-        require(abs(number(kept[part]) - of_all) > 1e-6, hint)
-        close(kept[part], rate, f"{part}: of its malignant patches, what share is at or above the threshold?", 1e-3)
-    there = f"{rates['test']:.0%} on test, {rates['another scanner']:.0%} on the other scanner"
-    right(f"{rates['valid']:.0%} on valid, where it was set, {there}. A threshold keeps no promise elsewhere.")
+def exercise_8_2(bootstrap: Callable, values: np.ndarray, patient: np.ndarray) -> None:
+    """The bootstrap by units: patients, or patches."""
+    widths = {}
+    for what, units in (("patients", patient), ("patches", np.arange(len(values)))):
+        low, high = array(called(bootstrap, values, units, 0), (2,))
+        require(low < values.mean() < high, f"{low:.3f} to {high:.3f} does not hold the mean, {values.mean():.3f}")
+        widths[what] = high - low
+        expected = metrics.mean(values, units)
+        of_library = expected["high"] - expected["low"]
+        ratio = widths[what] / of_library
+        told = f"units are {what}: the interval is {ratio:.2f} times as wide as the library's"
+        hint = "take a unit twice if it is drawn twice, and use the 2.5th and the 97.5th percentile"
+        if what == "patients" and ratio < 0.7:
+            hint = "did you draw patches? Draw names of units, then take all patches of each"
+        require(0.85 < ratio < 1.15, f"{told}; {hint}")
+    again, other = (np.asarray(called(bootstrap, values, patient, seed)) for seed in (0, 1))
+    same = (again == called(bootstrap, values, patient, 0)).all()
+    require(same, "the same seed gives another interval; draw with np.random.default_rng(seed)")
+    require((again != other).any(), "another seed gives the same interval; draw with np.random.default_rng(seed)")
+    wider = widths["patients"] / widths["patches"]
+    right(f"by patients the interval is {wider:.1f} times as wide as by patches, which claims more than it knows.")
 
 
-def _cost(y: np.ndarray, p: np.ndarray, line: float, cost: float) -> float:
-    """Needless follow-ups, and malignant patches missed at ``cost`` each."""
-    return float(((p >= line) & (y == 0)).sum() + cost * ((p < line) & (y == 1)).sum())
-
-
-def exercise_8_4(conformal: Callable, follows: Any, valid: Labelled, test: Labelled) -> None:
-    """Split-conformal sets, and what a stricter promise costs."""
-    y, p = test
-    both, held = {}, {}
-    for alpha in (0.1, 0.02):
-        sets = array(called(conformal, *valid, p, alpha), (len(p), 2)).astype(bool)
-        expected = decisions.conformal(valid, p, alpha)
-        held[alpha], both[alpha] = sets[np.arange(len(y)), y].mean(), sets.all(axis=1).mean()
-        swapped = (sets[:, ::-1] == expected).mean() > 0.99
-        require(not swapped, "the columns are swapped: benign is strange where p is high; it comes first")
-        told = f"alpha {alpha}: your sets hold the truth in {held[alpha]:.0%}"
-        require(held[alpha] > 1 - alpha - 0.05, f"{told}; is the line the (1 - alpha) quantile, of the true class?")
-        # the k-th smallest, or the one after it as the library has it
-        differ = (sets != expected).any(axis=1).mean()
-        require(differ < 0.01, f"{told}, but {differ:.0%} of them differ from the library's; is k as in the text?")
+def exercise_8_3(coverage: Callable, why: Any) -> None:
+    """How often intervals hold the truth, by patients and by slices, at 4 and at 16 slices."""
+    by_slices = {}
+    for slices in (4, 16):
+        patients, by_slices[slices] = array(called(coverage, slices), (2,))
+        require(patients <= 1 and by_slices[slices] <= 1, "give shares from 0 to 1, not counts or percent")
+        # half of the variance is shared, so the variance of the mean is this many times what independence promises
+        inflation = 1 + (slices - 1) / 2
+        expected = 2 * norm.cdf(1.96 / np.sqrt(inflation)) - 1
+        swapped = abs(patients - expected) < 0.04 and by_slices[slices] > 0.9
+        require(not swapped, "the two are swapped: first by the means of patients, then by all slices")
+        told = f"{slices} slices:"
+        require(abs(patients - 0.945) < 0.03, f"{told} {patients:.2f} by patients is not it; average axis 1 first")
+        hint = "is not it; give interval all slices, as one flat array, and count low <= 0 <= high"
+        require(abs(by_slices[slices] - expected) < 0.05, f"{told} {by_slices[slices]:.2f} by slices {hint}")
     wrong = {
-        "b": f"count: both classes are named for {both[0.1]:.0%} of test patches, then for {both[0.02]:.0%}",
-        "c": "its probabilities are the same; only the line has moved",
+        "a": "the mean gets a little better: its variance is (1 + 1 / slices) / 50",
+        "b": "the share of 1000 worlds is known to 0.03; it fell by ten times as much",
     }
-    choice(follows, "a", wrong)
-    paid = f"no opinion on {both[0.02]:.0%} instead of {both[0.1]:.0%} of the patches"
-    right(f"the truth is in {held[0.02]:.0%} instead of {held[0.1]:.0%} of the sets, at the price of {paid}.")
+    choice(why, "c", wrong)
+    fell = f"{by_slices[4]:.0%} with 4 slices, {by_slices[16]:.0%} with 16"
+    right(f"an interval over slices holds the truth in {fell}, where it promises 95%.")
 
 
-def exercise_8_5(kappa: Callable, with_threes: Any, first: np.ndarray, second: np.ndarray) -> None:
-    """Agreement of two radiologists beyond chance."""
-    value, agreed = number(called(kappa, first, second)), (first == second).mean()
-    require(abs(value - agreed) > 1e-3, f"{value:.2f} is how often they agree; take out what chance would give")
-    by_malignant = first.mean() * second.mean()
-    hint = "two readers also agree by chance where both say benign: add (1 - a) (1 - b)"
-    require(abs(value - (agreed - by_malignant) / (1 - by_malignant)) > 1e-3, hint)
-    require(abs(value - 2 * agreed + 1) > 1e-3, "chance is one half only if both call half of the nodules malignant")
-    rng = np.random.default_rng(0)
-    for a, b in ((first, second), rng.integers(0, 2, (2, 90)), (rng.random((2, 90)) < 0.1).astype(int)):
-        expected = cohen_kappa_score(a, b)
-        close(called(kappa, a, b), expected, f"scikit-learn says {expected:.4g}; the answer is divided by 1 - chance")
-    wrong = {
-        "a": "more nodules make kappa more certain, not higher; on which nodules is the median 3?",
-        "c": "chance is taken out, but not which nodules were chosen; on which is the median 3?",
-    }
-    choice(with_threes, "b", wrong)
-    right(f"kappa {value:.2f}, where they agree on {agreed:.0%}. On all of LIDC-IDRI it is 0.53, with the threes 0.43.")
+def exercise_8_4(alike: Callable, share: Any, ct: Patches) -> None:
+    """The correlation at the best shift, and how many neighbouring slices are near-duplicates."""
+    images = ct.images[[0, 1, 30, 300]].clip(*WINDOW).astype(float)
+    itself = number(called(alike, images[0], images[0]))
+    close(itself, 1, "the correlation of an image with itself is 1: subtract its mean, divide by its norm", 1e-3)
+    moved = number(called(alike, images[0], np.roll(images[0], (3, -5), axis=(0, 1))))
+    close(moved, 1, "of an image moved by 3 and -5 pixels: try all shifts, both ways and along both axes", 1e-3)
+    brighter = number(called(alike, images[0], images[1] + 500))
+    plain = number(called(alike, images[0], images[1]))
+    close(brighter, plain, "500 HU added to an image changed it: subtract each image's mean first", 1e-3)
+    for k in (1, 2, 3):
+        expected = duplicates.correlation(images, np.array([[0, k]]), WINDOW)[0]
+        close(called(alike, images[0], images[k]), expected, f"the library says {expected:.4g}", 1e-3)
+    pairs = np.column_stack([np.arange(len(ct.images) - 1), np.arange(1, len(ct.images))])
+    near = duplicates.correlation(ct.images, pairs, WINDOW) >= duplicates.LINE
+    kin = duplicates.kinship(ct.table, pairs)
+    require(abs(number(share) - near.mean()) > 1e-3, "that is of all pairs; keep those that show the same nodule")
+    expected, strangers = near[kin == "same nodule"].mean(), near[kin == "strangers"].mean()
+    close(share, expected, "use duplicates.correlation with `window`, and take the mean of >= duplicates.LINE", 0.01)
+    right(f"{expected:.0%} of neighbouring slices of a nodule are near-duplicates, of two patients' {strangers:.0%}.")
 
 
-def exercise_8_6(audit: Callable, letters: Any, scored: tuple[Parts, Parts], group: Any, patient: np.ndarray) -> None:
-    """Sensitivity by group, an abstract that does not claim too much, and who is harmed."""
-    truth, said = scored
-    valid = np.unique(said["valid"])
-    line = valid[np.argmin([_cost(truth["valid"], said["valid"], each, COST) for each in valid])]
-    y, p = truth["test"], said["test"]
-    table = given(called(audit, y, p, line, group, patient), dict)
-    require(set(table) == set(group), f"the groups are {sorted(set(group))}, but you have {sorted(map(str, table))}")
-    for name in sorted(set(group)):
-        row = fields(table[name], {"malignant", "sensitivity", "low", "high"}, f"{name}: the answer")
-        chosen = (group == name) & (y == 1)
-        close(row["malignant"], chosen.sum(), f"{name}: count the malignant patches of the group, not all of them")
-        called_so = (group == name) & (p >= line)
-        precision = y[called_so].mean()
-        hint = f"{name}: that is the share of flagged patches that are malignant; turn it around"
-        require(abs(number(row["sensitivity"]) - precision) > 1e-6, hint)
-        expected = metrics.mean((p >= line)[chosen], patient[chosen])
-        close(row["sensitivity"], expected["value"], f"{name}: of its malignant patches, what share is flagged?", 1e-3)
-        width, of_library = number(row["high"]) - number(row["low"]), expected["high"] - expected["low"]
-        hint = f"{name}: the interval is {width:.2f} wide, not {of_library:.2f}; resample patients, not patches"
-        require(abs(width / of_library - 1) < 0.25, hint)
-    abstract, harmed = letters
-    wrong = {
-        "a": "nobody knows which were cancers: labels are opinions, patches are simulated; and it hides the groups",
-        "b": "some tens of patches of few patients, simulated: an upper end of the interval at 1 is no proof of safety",
-    }
-    choice(abstract, "c", wrong)
-    wrong = {
-        "a": "a benign nodule loses little if it is looked at less closely; who is called benign, but is not?",
-        "c": "the doctor decides, but trusts the model: its misses are what is looked at least",
-    }
-    choice(harmed, "b", wrong)
-    told = ", ".join(f"{row['sensitivity']:.0%} of {row['malignant']} {name}" for name, row in sorted(table.items()))
-    right(f"flagged are {told}. Put both numbers and their intervals on the card, not their mean.")
+def exercise_8_5(accuracies: Callable) -> None:
+    """What shuffling adds to the accuracy of a model that can only remember."""
+    shuffled, apart = array(called(accuracies, 6), (2,))
+    require(apart < 0.6, f"{apart:.2f} with nodules apart, where nothing is known: pass groups=nodule to GroupKFold")
+    hint = "KFold takes rows in their order, so a nodule's slices stay together, unless shuffle=True"
+    require(shuffled > 0.9, f"{shuffled:.2f} on shuffled patches is too low; {hint}")
+    one, one_apart = array(called(accuracies, 1), (2,))
+    told = f"{max(one, one_apart):.2f} with one slice per nodule, where nothing can leak"
+    require(max(one, one_apart) < 0.6, f"{told}: is the model scored on the patches it was fitted on?")
+    require(min(one, one_apart) > 0.4, "an accuracy far below 0.5 with one slice per nodule; do you pass slices on?")
+    right(f"{shuffled:.2f} shuffled, {apart:.2f} apart; with one slice per nodule {one:.2f}. The gain is memory.")
+
+
+def exercise_8_6(holm: Callable, better: Callable, trial: Callable) -> None:
+    """Holm's correction by hand, and which of six networks are surely better than a ruler."""
+    for p_values in ([0.01, 0.02, 0.04], [0.04, 0.01, 0.03], [0.2, 0.021, 0.02, 0.9], [0.5, 0.4]):
+        p, expected = np.array(p_values), metrics.holm(np.array(p_values))
+        corrected = array(called(holm, p), p.shape)
+        require((corrected <= 1).all(), f"{p_values}: {corrected.round(3).tolist()} has a p value above 1")
+        bonferroni = np.allclose(corrected, np.minimum(1, p * len(p)))
+        require(not bonferroni, "all are multiplied by m: that is Bonferroni's correction; Holm's steps down, m, m - 1")
+        in_order = np.allclose(corrected, np.sort(expected)) and not np.allclose(corrected, expected)
+        require(not in_order, f"{p_values}: right values, but sorted; return them in the order given")
+        falls = (np.diff(corrected[np.argsort(p)]) < -1e-9).any()
+        require(not falls, f"{p_values}: a larger p value became a smaller one; none may be below the one before it")
+        told = f"{p_values}: {corrected.round(3).tolist()}, but the library has {expected.round(3).tolist()}"
+        require(np.allclose(corrected, expected), told)
+    y, scores, units = trial(4)
+    names = set(given(called(better, y, scores, units), (list, tuple, set)))
+    hint = "is not among them, though it is better. Overlapping intervals are no test: use metrics.paired"
+    require("A" in names, f"A {hint}")
+    require("F" not in names, "F differs surely, but it is worse: look at the sign of the difference")
+    hint = "is better by luck alone; call your holm with the p values of all six, then compare with 0.05"
+    require(not names & set("BCDE"), f"{', '.join(sorted(names & set('BCDE')))} {hint}")
+    require(names == {"A"}, f"{sorted(names)}: return the names of networks, without the ruler")
+    right("A alone is surely better, though its interval overlaps the ruler's. Without Holm, C would be too: by luck.")

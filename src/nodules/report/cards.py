@@ -20,6 +20,7 @@ NOTEBOOKS = (
     "rate_finder",
     "head",
     "whole",
+    "contest",
     "interpretation",
     "evaluation",
     "decisions",
