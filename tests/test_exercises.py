@@ -13,7 +13,7 @@ from nodules.check.answers import Wrong
 matplotlib.use("agg")
 
 FILES = {lesson.name: paths.NOTEBOOKS / "exercises" / f"{lesson.name}.ipynb" for lesson in course.LESSONS}
-CHECKED = re.compile(r"check\.exercise_(\d)_(\d)\(")
+CHECKED = re.compile(r"check\.exercise_(\d+)_(\d)\(")
 
 # What a student might write in an exercise's cell, and words of the hint that it must get
 WRONG = {

@@ -1,6 +1,6 @@
-"""The command line: ``python -m nodules`` and ``run | report | export | fetch | cut | predict | teach | slides``.
+"""The command line: ``python -m nodules`` and ``run | sweep | report | export | fetch | cut | predict | teach``.
 
-Also ``assignment | grades | bench | messages``.
+Also ``slides | assignment | grades | bench | messages``.
 
 Bad input ends with one line and exit code 2.
 """
@@ -20,6 +20,12 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = run.merge(arguments.notebook, profile, arguments.parameter)
     limit = run.time_limit(profile, arguments.cell_timeout_s)
     run.execute(arguments.notebook, arguments.output, chosen, limit)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from nodules.tools import sweep
+
+    print(sweep.sweep(arguments.sweep, arguments.folder, arguments.scheduler, arguments.store))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -114,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
     run.add_argument("--cell-timeout-s", type=int, help="seconds a cell may take (3600)")
     run.set_defaults(do=_run)
+
+    sweep = commands.add_parser("sweep", help="execute notebooks many times, with other seeds, splits or data")
+    sweep.add_argument("sweep", type=Path, help="a YAML file, such as params/sweeps/headline.yaml")
+    sweep.add_argument("folder", type=Path, help="gets the report")
+    sweep.add_argument("--scheduler", default="", help="a running Dask scheduler, such as tcp://host:8786")
+    sweep.add_argument("--store", default="", help="where results go: a folder or a URL (runs/sweeps/NAME)")
+    sweep.set_defaults(do=_sweep)
 
     report = commands.add_parser("report", help="draw a run's figures and write results.json and report.html")
     report.add_argument("run_dir", type=Path)

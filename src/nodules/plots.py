@@ -168,6 +168,55 @@ def _lengths(table: pd.DataFrame) -> np.ndarray:
     return np.abs(table[["low", "high"]].to_numpy() - table[["value"]].to_numpy()).T
 
 
+def spread(every: pd.DataFrame, table: pd.DataFrame, label: str, heading: str) -> Figure:
+    """Results of many runs: a dot each, coloured by split; intervals of one run (grey) and of the mean (black).
+
+    ``every`` has ``name, value, split``, a row for each run; ``table`` has ``name, mean, one, low, high``.
+    """
+    splits, names = sorted(every["split"].unique()), list(table["name"])
+    figure = Figure(figsize=(10, 1.6 + 0.75 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    colours = sns.color_palette("colorblind", len(splits))
+    rows = dict(zip(names, np.arange(len(names))[::-1], strict=True))
+    for i, (split, colour) in enumerate(zip(splits, colours, strict=True)):
+        chosen = every[every["split"] == split]
+        height = chosen["name"].map(rows) - 0.12 + 0.36 * (i + 0.5) / len(splits)
+        axis.scatter(chosen["value"], height, s=22, color=colour, label=f"split {split}", alpha=0.8, linewidth=0)
+    for name, mean, one, low, high in table[["name", "mean", "one", "low", "high"]].itertuples(index=False):
+        axis.errorbar(mean, rows[name] - 0.22, xerr=one, color="0.6", linewidth=4, fmt="none")
+        axis.errorbar(mean, rows[name] - 0.22, xerr=[[mean - low], [high - mean]], color="black", capsize=3, fmt="|")
+    axis.margins(x=0.05)
+    axis.set(title=f"{heading}: {label} of {every['run'].nunique()} runs", xlabel=label, ylim=(-0.6, len(names) - 0.4))
+    axis.set_yticks(list(rows.values()), list(rows))
+    if len(splits) <= 10:
+        figure.legend(loc="outside right upper", frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def findings(table: pd.DataFrame, heading: str) -> Figure:
+    """Differences with their intervals in every run, a panel each; ``table`` has ``name, value, low, high``."""
+    names = list(table["name"].unique())
+    columns = min(2, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(5.5 * columns, 0.6 + 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        chosen = table[table["name"] == name].sort_values("value")
+        colours = np.where(chosen["low"] > 0, 0, np.where(chosen["high"] < 0, 1, 2))
+        for i, colour in enumerate((BLUE, ORANGE, "0.5")):
+            shown, rows = chosen[colours == i], np.flatnonzero(colours == i)
+            axis.errorbar(shown["value"], rows, xerr=_lengths(shown), fmt="o", markersize=4, color=colour, linewidth=1)
+        axis.axvline(0, color="0.3", linestyle=":", linewidth=1.5)
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="difference", ylabel="runs", yticks=[])
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    figure.suptitle(heading)
+    sns.despine(figure)
+    return figure
+
+
 def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
     """Shares as bars with intervals; ``table`` has ``name, part`` (a block of one colour), ``value, low, high``."""
     parts = list(table["part"].unique())

@@ -1,6 +1,7 @@
-"""Exercises on the whole network: batch norm, warm-up, sampling, neighbouring slices, and a fair ruler."""
+"""Exercises on the whole network: batch norm, warm-up, sampling, rates, and one factor at a time."""
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from nodules.check.answers import array, called, choice, close, given, number, require, right
-from nodules.data import split
 from nodules.data.patches import Patches
-from nodules.evaluation import metrics
+from nodules.networks.finetune import Recipe
+
+Rates = Callable[[float, int, float, float, float], np.ndarray]  # of progress, groups, lr, spread and warm-up
 
 
 def exercise_5_1(batch_norm: Callable) -> None:
@@ -112,8 +114,8 @@ def exercise_5_3(first_step: Callable, why: Any) -> None:
     )
 
 
-def exercise_5_4(one_of_each: Callable, folds: Callable, ct: Patches) -> None:
-    """Epochs of one patch a nodule, and folds that keep patients apart."""
+def exercise_5_4(one_of_each: Callable, ct: Patches) -> None:
+    """Epochs of one patch a nodule."""
     rng = np.random.default_rng(0)
     nodules = rng.permutation(np.repeat([f"n{i:02d}" for i in range(20)], np.arange(20) % 4 + 1))
     draws = [array(called(one_of_each, nodules, np.random.default_rng(seed)), (20,)).astype(int) for seed in range(60)]
@@ -125,67 +127,95 @@ def exercise_5_4(one_of_each: Callable, folds: Callable, ct: Patches) -> None:
     require(not never, f"in 60 epochs {never} slices were never shown; draw the slice of a nodule at random")
     orders = {tuple(nodules[rows]) for rows in draws}
     require(len(orders) > 1, "the nodules come in the same order in every epoch; shuffle the rows")
-
-    patients = rng.permutation(np.repeat([f"p{i:02d}" for i in range(50)], np.arange(50) % 7 + 1))
-    fold = array(called(folds, patients, 5, np.random.default_rng(0)), patients.shape).astype(int)
-    both = sum(len(set(fold[patients == name])) > 1 for name in set(patients))
-    require(not both, f"{both} patients are in several folds: deal out patients, then give each patch its patient's")
-    require(set(fold) == set(range(5)), f"the folds are called {sorted(set(fold.tolist()))}, but 0 to 4 are asked for")
-    share = [len(set(patients[fold == k])) for k in range(5)]
-    require(min(share) >= 7, f"the folds hold {share} of 50 patients; deal them out evenly")
-    other = np.asarray(called(folds, patients, 5, np.random.default_rng(1)))
-    require((other != fold).any(), "another seed gives the same folds; shuffle the patients with rng")
     by_patch = ct.table["malignant"].mean()
     by_nodule = ct.table.drop_duplicates("nodule")["malignant"].mean()
     told = f"malignant are {by_patch:.0%} of the phantom's patches but {by_nodule:.0%} of its nodules"
-    right(f"{told}, for large nodules have more slices. And no patient is both learned from and scored.")
+    right(f"{told}, for malignant nodules are larger and so have more slices. Now each nodule counts once an epoch.")
 
 
-def exercise_5_5(neighbours: Callable, ct: Patches) -> None:
-    """Rows of the slices below and above, of the same nodule."""
-    order = np.random.default_rng(0).permutation(len(ct.images))
-    part = split.whole(ct).take(order)
-    nodules, slices = part.nodules, part.table["slice_index"].to_numpy()
-    rows = array(called(neighbours, nodules, slices), (len(nodules), 3)).astype(int)
-    require((rows[:, 1] == np.arange(len(rows))).all(), "the middle channel is the patch itself")
-    require(((rows >= 0) & (rows < len(rows))).all(), "a row lies outside the table; at the end repeat the patch's own")
-    mixed = (nodules[rows] != nodules[:, None]).any(axis=1).sum()
-    require(not mixed, f"{mixed} patches got a slice of another nodule, such as the next row of the table")
-    expected = split.stacked(part).around
-    require((rows != expected[:, ::-1]).any(), "below and above are exchanged: the lower slice comes first")
-    wrong = (rows != expected).any(axis=1).sum()
-    require(not wrong, f"{wrong} of {len(rows)} patches differ from the lesson's; sort each nodule by its slice index")
-    right("the same as the lesson's. A vessel passes through the slices, a nodule ends: now the network can tell.")
+def _rates(spaced: Callable, fall: Callable[[float, float], float]) -> Rates:
+    """Rates that are ``spaced`` over the groups as numpy does it, and ``fall`` after the warm-up."""
+
+    def at(done: float, groups: int, lr: float, spread: float, warmup: float) -> np.ndarray:
+        return spaced(lr / spread, lr, groups) * (done / warmup if done < warmup else fall(done, warmup))
+
+    return at
 
 
-def exercise_5_6(matched_auc: Callable, difference: Callable, claim: Any) -> None:
-    """The size-matched AUC, the interval of a paired difference, and what may be said of it."""
-    rng = np.random.default_rng(0)
-    y, diameters = rng.integers(0, 2, 80), rng.uniform(4, 20, 80)
-    p = (rng.integers(0, 9, 80) + diameters // 2) / 20
-    value = number(called(matched_auc, y, p, diameters))
-    everything = metrics.auc(y, p, np.ones((1, 80)))[0]
-    require(abs(value - everything) > 1e-6, "that is the AUC of all pairs; keep those of nearly the same diameter")
-    expected = metrics.matched_auc(y, p, np.ones((1, 80)), diameters)[0]
-    hint = "the lesson's differs on 80 patches: max/min of two diameters at most 1.15, and a tie counts one half"
-    close(value, expected, hint, 1e-5)
+def exercise_5_5(rates: Rates, why: Any) -> None:
+    """The recipe's learning rate of each layer group, and why the first ones are low."""
 
-    shared = rng.normal(0.8, 0.05, 1000)
-    mine, theirs = shared + 0.02 + rng.normal(0, 0.005, 1000), shared
-    low, high = array(called(difference, mine, theirs), (2,))
-    apart = np.percentile(mine, [2.5, 97.5]) - np.percentile(theirs, [2.5, 97.5])
-    require(abs(high - low) > 1.5 * abs(apart[1] - apart[0]), "subtract resample by resample, then take percentiles")
-    far = np.percentile(mine, 97.5) - np.percentile(theirs, 2.5)
-    require(high < 0.9 * far, "as wide as if each model had patients of its own; subtract resample by resample first")
-    ends = metrics.interval(np.concatenate([[0.0], mine - theirs]))
-    require(not np.allclose([low, high], [-ends["high"], -ends["low"]], atol=1e-6), "that is theirs minus mine")
-    require(
-        np.allclose([low, high], [ends["low"], ends["high"]], atol=1e-6),
-        "take percentiles 2.5 and 97.5 of mine - theirs",
-    )
+    def fall(done: float, warmup: float) -> float:
+        return (1 + np.cos(np.pi * (done - warmup) / (1 - warmup))) / 2
+
+    from_the_start = _rates(np.geomspace, lambda done, _: (1 + np.cos(np.pi * done)) / 2)
+    even, expected = _rates(np.linspace, fall), _rates(np.geomspace, fall)
+    slips: dict[str, Rates] = {
+        "the first group has the highest rate; it is the last one that learns at lr": lambda *of: expected(*of)[::-1],
+        "the last group learns at lr and the first at lr / spread, not at lr and lr * spread": (
+            lambda done, groups, lr, spread, warmup: expected(done, groups, lr * spread, spread, warmup)
+        ),
+        "the rates differ by the same amount; let them differ by the same ratio (np.geomspace)": even,
+        "the cosine began before the warm-up ended, so the rate jumps; let it begin at lr": from_the_start,
+        "there is no warm-up: until the share `warmup` is done, rates rise in a straight line from 0": (
+            lambda done, groups, lr, spread, _: expected(done, groups, lr, spread, 0.0)
+        ),
+        "the warm-up stays at its height; after it the rates fall along half a cosine to 0": (
+            lambda *of: _rates(np.geomspace, lambda *_: 1.0)(*of)
+        ),
+    }
+    times = np.linspace(0, 1, 21)
+    for groups, recipe in ((3, Recipe(1e-3, spread=9, warmup=0.25)), (5, Recipe(0.02, spread=100)), (2, Recipe(1.0))):
+        about = groups, recipe.lr, recipe.spread, recipe.warmup
+        mine = np.stack([array(called(rates, float(done), *about), (groups,)) for done in times]) / recipe.lr
+        theirs = np.stack([recipe.rate(groups)(done) for done in times]) / recipe.lr
+        for hint, slip in slips.items():
+            slipped = np.stack([slip(done, *about) for done in times]) / recipe.lr
+            require(not np.allclose(mine, slipped, atol=1e-4) or np.allclose(slipped, theirs, atol=1e-4), hint)
+        first = times[np.abs(mine - theirs).max(axis=1).argmax()]
+        told = f"{groups} groups, spread {recipe.spread:g}, warm-up {recipe.warmup:g}"
+        hint = f"{told}: farthest from the lesson's when {first:.0%} is done; spacing, warm-up, or cosine?"
+        require(np.allclose(mine, theirs, atol=1e-4), hint)
     wrong = {
-        "a": "of two intervals on the same patients an overlap proves nothing; look at that of the difference",
-        "c": "over all sizes, does the interval of the difference lie above 0? And is this a network, of patients?",
+        "a": "Adam divides by the size of the gradients (exercise 5.3), so that small ones make no small steps",
+        "c": "every group takes part in every step, and none is done before another",
+    }
+    choice(why, "b", wrong)
+    right("the same as the lesson's recipe. What pretraining got right moves little, what is new moves much.")
+
+
+def exercise_5_6(one_at_a_time: Callable, claim: Any) -> None:
+    """Arms that change one factor each, and what may be concluded from them."""
+    first, second = Recipe(0.01), Recipe(3e-3, batch=64, warmup=0.25)
+    pairs = (
+        (first, replace(first, lr=1e-4, warmup=0.3, frozen_statistics=True)),
+        (second, replace(second, batch=32, spread=5.0, smoothing=0.1)),
+    )
+    for start, goal in pairs:
+        arms = given(called(one_at_a_time, start, goal), dict)
+        differ = _changed(start, goal)
+        others = sorted(set(map(str, arms)) - set(differ))
+        require(not others, f"{', '.join(others)}: start and goal do not differ there; an arm for each field that does")
+        missing = [name for name in differ if name not in arms]
+        require(not missing, f"no arm changes {', '.join(missing)}; the two differ in {', '.join(differ)}")
+        for name in differ:
+            arm = given(arms[name], Recipe)
+            require(arm != goal, f"{name}: this arm is the goal, with everything changed at once; change one field")
+            hint = "this arm takes one change away from the goal, an ablation; make one change to the start"
+            require(arm != replace(goal, **{name: getattr(start, name)}), f"{name}: {hint}")
+            changed = _changed(start, arm)
+            require(changed, f"{name}: this arm is the start; give the field the value that it has in the goal")
+            hint = f"{name}: this arm changes {', '.join(changed)}; let each arm begin from the start anew"
+            require(changed == [name], hint)
+            require(getattr(arm, name) == getattr(goal, name), f"{name}: it takes the value that it has in the goal")
+    wrong = {
+        "a": "look at the arm with the low rate alone: did it need the three others?",
+        "c": "it was tried beside a rate that is far too high. What it does beside a low one was not measured",
     }
     choice(claim, "b", wrong)
-    right("the same as the lesson's. A small claim that holds is worth more than a large one that does not.")
+    right("each arm differs from the start in one field, so what it gains is owed to that field, in this company.")
+
+
+def _changed(one: Recipe, other: Recipe) -> list[str]:
+    """The fields in which two recipes differ."""
+    return [field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)]

@@ -37,14 +37,14 @@ class Album:
 
     def show(self, name: str) -> str:
         """A figure in markdown; empty if the run did not make it."""
-        return _picture(name, self.figures.pop(name)) if name in self.figures else ""
+        return picture(name, self.figures.pop(name)) if name in self.figures else ""
 
     def rest(self) -> list[tuple[course.Lesson, list[str]]]:
         """The markdown of every figure that was not shown yet, by notebook."""
         left = [
             (
                 lesson,
-                [_picture(name, about) for name, about in self.figures.items() if about["notebook"] == lesson.name],
+                [picture(name, about) for name, about in self.figures.items() if about["notebook"] == lesson.name],
             )
             for lesson in course.LESSONS
         ]
@@ -75,11 +75,11 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     figures = _draw(folders, folder) | {"answer": _answer(content, folder)}
     record.write_json(folder / "results.json", content)
     for name, card in CARDS.items():
-        _write(folder / name, card(content))
+        write(folder / name, card(content))
     if readme:
-        _write(readme, renewed(readme, content))
+        write(readme, renewed(readme, content))
     tables = [(t["caption"], pd.read_csv(run_dir / t["notebook"] / f"{t['name']}.csv")) for t in content["tables"]]
-    return _write(folder / "report.html", page(content, figures, tables, folder))
+    return write(folder / "report.html", page(content, figures, tables, folder))
 
 
 def minutes(run_dir: Path) -> str:
@@ -106,10 +106,21 @@ def page(
     values |= {"data_card": cards.data_card(content), "results": cards.result_table(content["rows"])}
     values |= {"figures": Album(figures), "tables": [(caption, table.map(_legible)) for caption, table in tables]}
     report = text.render("report.md", values | {"left_out": content["left_out"]})
+    return as_html(report, {name: about["title"] for name, about in figures.items()}, folder)
+
+
+def as_html(report: str, titles: dict[str, str], folder: Path) -> str:
+    """A report in markdown as a page, converted by nbconvert, pictures embedded.
+
+    Args:
+        report: pictures have the names of their figures as titles, and a caption in the paragraph below.
+        titles: of the figures, by name.
+        folder: where the figures are.
+    """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(report)])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
-    structure = _structured(body, {name: about["title"] for name, about in figures.items()})
+    structure = _structured(body, titles)
     return text.render("page.html", structure | {"pico": (text.TEMPLATES / PICO).read_text(encoding="utf-8")})
 
 
@@ -246,7 +257,7 @@ def _draw(folders: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
     figures = {}
     for path in tqdm(kept, "figures"):
         figure, about = record.redraw(path)
-        _save(figure, folder / f"{path.stem}.png")
+        save(figure, folder / f"{path.stem}.png")
         record.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
         figures[path.stem] = about | {"title": plots.title(figure), "alt": plots.described(figure)}
     for picture in folder.glob("*.png"):
@@ -266,26 +277,28 @@ def _answer(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     table = answer.table(content)
     figure = plots.stamp(plots.bars(table, "accuracy", "How much of 0.95 is real?"), about["source"])
-    _save(figure, folder / "answer.png")
+    save(figure, folder / "answer.png")
     kept = {key: content["runs"][0][key] for key in ("profile", "parameters", "git_revision")}
     kept |= {"table": json.loads(table.to_json(orient="records"))}
     record.write_json(folder / "answer.json", about | kept)
     return about | {"title": plots.title(figure), "alt": plots.described(figure)}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Save as a PNG of 256 colours, a third of the size of full colour and as legible."""
     with paths.replacing(path) as temporary:
         picture = Image.open(io.BytesIO(plots.png(figure))).convert("RGB")
         picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(temporary, optimize=True)
 
 
-def _picture(name: str, about: dict[str, Any]) -> str:
+def picture(name: str, about: dict[str, Any]) -> str:
+    """A figure in markdown: ``alt``, ``caption`` and ``source`` of it."""
     alt = about["alt"].replace("[", "(").replace("]", ")")
     return f'![{alt}]({name}.png "{name}")\n\n{about["caption"]} *{about["source"]}.*'
 
 
-def _write(path: Path, content: str) -> Path:
+def write(path: Path, content: str) -> Path:
+    """Write a text atomically; its path."""
     with paths.replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return path

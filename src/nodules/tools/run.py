@@ -46,19 +46,34 @@ def _yaml(text: str) -> Any:
         raise ValueError(in_brief(error)) from error
 
 
-def read_profile(path: Path) -> dict[str, Any]:
-    """Read a profile, a YAML mapping.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
 
-    Its keys are ``TIME_LIMIT`` and parameters, each of at least one notebook and of the right type.
+    Raises:
+        InputError: unreadable, too large, or not a mapping.
     """
     try:
         if path.stat().st_size > LARGEST_PROFILE:
             raise ValueError(f"more than {LARGEST_PROFILE} bytes")
-        profile = _yaml(path.read_text(encoding="utf-8"))
+        content = _yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read as YAML ({in_brief(error)}); compare params/demo.yaml") from error
-    if not isinstance(profile, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: not a mapping of parameters; write lines such as seed: 0")
+    return content
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """Read a profile, a YAML mapping; checked by :func:`checked`."""
+    return checked(path, read_yaml(path))
+
+
+def checked(path: Path, profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile from ``path`` whose keys are ``TIME_LIMIT`` and parameters, each of at least one notebook.
+
+    Raises:
+        InputError: a key that no notebook has as a parameter, or a value of another type.
+    """
     notebooks = [course.parameters(notebook) for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
     for key, value in profile.items():
         defaults = [SECONDS] if key == TIME_LIMIT else [known[key] for known in notebooks if key in known]
