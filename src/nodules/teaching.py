@@ -117,7 +117,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
         "git_revision": git_revision(),
         **about,
     }
-    return Model(nn.ModuleList(members).to(device()).eval(), about)
+    return Model(nn.ModuleList(members), about)
 
 
 def left_out(part: Part, fold: np.ndarray, members: list[Member]) -> pd.DataFrame:

@@ -290,21 +290,25 @@ def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Replace each patch's predictions by their mean over the slices of its ``nodule``.
+def counted(table: pd.DataFrame) -> np.ndarray:
+    """Which of N patches count for their ``nodule``, (N,).
 
-    Where ``slice_index`` is known, only the middle half of the slices is used: the outer ones graze the nodule.
+    Where ``slice_index`` is known, the middle half of a nodule's slices: the outer ones graze it.
+    """
+    if "slice_index" not in table:
+        return np.ones(len(table), dtype=bool)
+    slices = table.groupby("nodule")["slice_index"]
+    quarter, rank = slices.transform("size") // 4, slices.rank(method="first")
+    return ((rank > quarter) & (rank <= slices.transform("size") - quarter)).to_numpy()
+
+
+def over_slices(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Replace each patch's predictions by their mean over the slices of its ``nodule`` that are :func:`counted`.
 
     Returns:
         As many rows as given; ``drop_duplicates("nodule")`` leaves one per nodule.
     """
-    counted = predictions
-    if "slice_index" in predictions:
-        slices = predictions.groupby("nodule")["slice_index"]
-        quarter = slices.transform("size") // 4
-        rank = slices.rank(method="first")
-        counted = predictions[(rank > quarter) & (rank <= slices.transform("size") - quarter)]
-    means = counted.groupby("nodule")[columns].mean()
+    means = predictions[counted(predictions)].groupby("nodule")[columns].mean()
     return predictions.assign(**means.loc[predictions["nodule"]].set_index(predictions.index))
 
 
