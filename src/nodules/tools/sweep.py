@@ -6,6 +6,7 @@ and code, and never computed twice.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -97,15 +98,18 @@ def key(job: Job) -> str:
 
     Prose of notebooks and the drawing of figures are left out.
     """
-    code, files = {}, set(LOCK)
-    for name in job.notebooks:
-        notebook = paths.NOTEBOOKS / f"{name}.ipynb"
-        code[name] = [cell["source"] for cell in course.code_cells(notebook)]
-        files |= set(run.modules(notebook))
-    hashes = {str(file.relative_to(paths.ROOT)): paths.sha256(file) for file in files if file.name != "plots.py"}
     chosen = {name: run.merge(paths.NOTEBOOKS / f"{name}.ipynb", job.parameters, []) for name in job.notebooks}
-    content = {"parameters": chosen, "code": code, "files": hashes, "data": _stamp(job)}
+    content = {"parameters": chosen, "code": _code(tuple(job.notebooks)), "data": _stamp(job)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _code(names: tuple[str, ...]) -> dict[str, Any]:
+    """The code cells of notebooks, and hashes of the modules and locks that they depend on."""
+    notebooks = [paths.NOTEBOOKS / f"{name}.ipynb" for name in names]
+    files = {file for notebook in notebooks for file in run.modules(notebook)} | set(LOCK)
+    hashes = {str(file.relative_to(paths.ROOT)): paths.sha256(file) for file in files if file.name != "plots.py"}
+    return {"files": hashes} | {path.stem: [cell["source"] for cell in course.code_cells(path)] for path in notebooks}
 
 
 def _stamp(job: Job) -> Any:
