@@ -32,7 +32,7 @@ SMALL = {
     "members": 2,
     "company": 60,
     "seeds": 2,
-    "ingredients": True,
+    "ingredients": ["neighbours", "outlines", "company", "all"],
     "fold_epochs": 1,
     "cases": 6,
     "pointed": 12,
@@ -192,7 +192,7 @@ def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name, quick_int
     write(data, make())
     for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         if notebook.stem == course.OWN_SCAN.name and name not in DRAWN:
-            continue  # it asks the model of 05 about the same scan
+            continue  # it asks the model of 06 about the same scan
         execute(notebook, SMALL | MORE.get(name, {}) | {"data": str(data), "run_dir": str(tmp_path / "run")})
     report = page.build(tmp_path / "run", tmp_path / "figures").read_text()
     content = json.loads((tmp_path / "figures" / "results.json").read_text())

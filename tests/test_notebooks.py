@@ -64,7 +64,7 @@ def test_in_jupyterlab_a_notebook_does_what_the_default_run_does():
 def test_only_the_first_notebook_is_told_which_patches_and_how_to_split_them():
     for lesson in course.LESSONS:
         names = course.parameters(paths.NOTEBOOKS / f"{lesson.name}.ipynb").keys()
-        of_data = {"data", "n_patches", "split_kind"}
+        of_data = {"data", "n_patches", "split_kind", "split_seed"}
         assert names & of_data == (of_data if lesson is course.DATA else set())
         assert {"seed", "run_dir"} <= names
 
@@ -193,7 +193,7 @@ def test_other_data_whose_path_ends_alike_is_not_taken_for_the_same(smoke):
 
 def test_one_table_holds_networks_and_baselines_of_one_split(smoke):
     rows = pd.DataFrame(json.loads((ROOT / "figures" / "smoke-phantom" / "results.json").read_text())["rows"])
-    rows = rows[rows["notebook"] == "05_whole_network"].set_index("name")
+    rows = rows[rows["notebook"].isin(["05_whole_network", "06_picture_or_ruler"])].set_index("name")
     tested = [
         "whole network, our recipe",
         "nodule network",
@@ -229,8 +229,11 @@ def test_headless_the_widget_leaves_a_picture(smoke):
     ("changed", "redone"),
     [
         ("networks/heads.py", course.LESSONS),
-        ("networks/finetune.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN]),
-        ("networks/small.py", [course.WHOLE, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN]),
+        (
+            "networks/finetune.py",
+            [course.WHOLE, course.RULER, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN],
+        ),
+        ("networks/small.py", [course.WHOLE, course.RULER, course.INTERPRETATION, course.EVALUATION, course.OWN_SCAN]),
         ("networks/maps.py", [course.INTERPRETATION]),
         ("evaluation/experiments.py", [course.EVALUATION, course.DECISIONS]),
     ],
@@ -262,7 +265,7 @@ def test_predictions_are_the_product(smoke):
         ("02_architectures", "compare_seeds=[]", "compare_seeds=[]: out of range"),
         ("03_learning_rate", "views=0", "views=0: out of range; use 1 to 1000"),
         ("04_training", "rule=median", "rule='median': unknown; use one of mean, log, beta"),
-        ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
+        ("06_picture_or_ruler", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
         ("07_interpretation", "cases=-1", "cases=-1: out of range"),
         ("09_decisions", "shifted=0", "shifted=0: out of range"),
     ],
@@ -279,7 +282,7 @@ def test_bad_parameters_are_refused_before_any_work(tmp_path, notebook, paramete
     ("notebook", "parameter", "words"),
     [
         ("01_data", "split_kind=odd", "split_kind='odd': unknown; use one of auto, patient, random"),
-        ("05_whole_network", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
+        ("06_picture_or_ruler", "folds=1", "folds=1: unknown; use one of 0, 2, 3"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_line(tmp_path, notebook, parameter, words):

@@ -113,10 +113,24 @@ def test_every_result_says_where_it_comes_from(finished, card):
     content = json.loads((finished.folder / "results.json").read_text())
     assert content["facts"] == {"n": 40, "auc": 0.8125} and content["card"]["sha256"] == card.sha256
     (row,) = content["rows"]
-    about = {"name": "ruler", "notebook": "01_data", "data": "own.npz", "split": "patient", "seed": 3, "auc": 0.8125}
+    about = {
+        "name": "ruler",
+        "notebook": "01_data",
+        "data": "own.npz",
+        "split": "patient",
+        "split_seed": 3,
+        "seed": 3,
+        "auc": 0.8125,
+    }
     assert row == row | about
     provenance = {"notebook": "01_data", "profile": "x", "parameters": {"seed": 3}, "data": "own.npz"}
-    provenance |= {"data_sha256": card.sha256, "simulation": False, "split": "patient", "weights": "none"}
+    provenance |= {
+        "data_sha256": card.sha256,
+        "simulation": False,
+        "split": "patient",
+        "split_seed": 3,
+        "weights": "none",
+    }
     assert content["provenance"] == provenance | {"git_revision": record.git_revision()}
     assert content["files"] == {
         path.name: paths.sha256(path) for path in finished.folder.iterdir() if path.name != "results.json"

@@ -71,7 +71,7 @@ def test_every_number_and_every_choice_of_a_notebook_has_a_range_and_the_reverse
         if all(type(number) in (int, float) for number in (value if isinstance(value, list) else [value]))
     }
     assert (
-        numeric | {"split_kind", "pool", "rule", "unit"}
+        numeric | {"split_kind", "pool", "rule", "unit", "ingredients"}
         == study.RANGES.keys() | study.CHOICES.keys()
         <= everywhere.keys()
     )
@@ -134,7 +134,7 @@ def test_a_parameter_that_cannot_be_used_is_refused_before_anything_is_read(open
 
 
 def test_the_first_notebook_splits_the_patches_that_it_reads(opened, tmp_path):
-    opening = opened(seed=5)
+    opening = opened(split_seed=5)
     ct = patches.read(str(tmp_path / "own.npz"))
     pd.testing.assert_frame_equal(opening.split, split.assign(ct.table, "auto", 5))
     assert np.array_equal(opening.patches.images, ct.images) and opening.card == ct.card

@@ -156,9 +156,9 @@ def test_the_discussion_says_whether_a_network_beats_a_ruler(content, tmp_path):
     told = section(shown(content, tmp_path), "Is 0.95 good?")
     assert "all patients (5 folds)" in told and "raises the AUC by 0.021" in told and "lowers the AUC by 0.014" in told
     assert "added to the diameter, it raises the AUC by 0.017" in told
-    content["facts"][course.WHOLE.name]["gain_nodules_high"] = 0.01
+    content["facts"][course.RULER.name]["gain_nodules_high"] = 0.01
     assert "has no demonstrated effect on the AUC" in section(shown(content, tmp_path), "Is 0.95 good?")
-    content["facts"][course.WHOLE.name] = {}
+    content["facts"][course.RULER.name] = {}
     assert "tell more than a ruler?</strong> Not measured" in section(shown(content, tmp_path), "Is 0.95 good?")
 
 

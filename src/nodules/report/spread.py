@@ -23,7 +23,7 @@ FINDINGS = {  # differences that notebooks keep as facts
     "added_patches": "network and ruler minus ruler, AUC per patch",
     "gain_slices": "all slices minus one, AUC per nodule",
     "gain": "test-time augmentation, accuracy",
-    "inflation": "shuffled minus patients apart, AUC",
+    "inflation_auc": "shuffled minus patients apart, AUC",
 }
 
 
