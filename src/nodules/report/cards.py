@@ -20,7 +20,7 @@ NOTEBOOKS = (
     "rate_finder",
     "head",
     "whole",
-    "contest",
+    "rulers",
     "interpretation",
     "evaluation",
     "decisions",
