@@ -72,8 +72,8 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks book slides assignment grades test lab bench soak lint errors lock clean distclean \
-	other-data data-kaggle data-lidc
+.PHONY: help figures notebooks sweep book slides assignment grades test gpu lab bench soak lint errors lock clean \
+	distclean other-data data-kaggle data-lidc
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -84,6 +84,13 @@ figures:  ## run all notebooks and write the report, figures/report.html
 
 notebooks:  ## run the notebooks only, without the report; executed copies go to runs/
 	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
+
+sweep: $(ENVIRONMENT)  ## run notebooks with many seeds, splits or data; SWEEP=headline SCHEDULER=tcp://host:8786 STORE=s3://...
+	+@"$(PYTHON)" src/nodules/tools/alone.py runs/.sweep-$(SWEEP).lock "$(PY)" -m nodules sweep \
+		"params/sweeps/$(SWEEP).yaml" "figures/$(SWEEP)" --scheduler "$(SCHEDULER)" --store "$(STORE)"
+SWEEP     ?= headline
+SCHEDULER ?=
+STORE     ?=
 
 book:  ## build the course as a website, figures/book/index.html; exercises are executed for it
 	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/book/index.html
@@ -107,6 +114,9 @@ PATIENTS ?= 20
 
 test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	"$(PY)" -m pytest $(TEST_ARGS)
+
+gpu: $(ENVIRONMENT)  ## prove on an NVIDIA GPU that it computes what the CPU does, and how fast; skipped elsewhere
+	"$(PY)" -m pytest -m gpu -s
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
 	"$(PY)" -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
@@ -135,8 +145,8 @@ lock: $(ENVIRONMENT)  ## compile requirements*.txt and environment.yml from pypr
 	echo '      - -e .' >> environment.yml
 COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
-clean:  ## remove all runs; the default run's figures and the environment stay
-	rm -rf runs/*/ figures/*/
+clean:  ## remove all runs; the default run's figures, the default sweep's and the environment stay
+	rm -rf runs/*/ $(filter-out figures/headline/,$(wildcard figures/*/))
 
 distclean: clean  ## remove the environment and the cache as well
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("Makefile", "README.md", "pyproject.toml", "requirements.txt", "notebooks", "params", "src")
+LOCKS = ("requirements.txt", "requirements-weights.txt")
+COPIED = ("Makefile", "README.md", "pyproject.toml", *LOCKS, "notebooks", "params", "src")
 TIMED = ("seconds", "patches_per_second", "time")  # differ from run to run
 LONGEST = 75  # seconds until a kill
 DISK = "12m"  # of the small disk: enough for the first files only

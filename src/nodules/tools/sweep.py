@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -27,7 +28,6 @@ from distributed.scheduler import KilledWorker
 
 from nodules import course, paths, record
 from nodules.errors import InputError, NotebookFailed, in_brief
-from nodules.report import spread
 from nodules.tools import run
 
 MOST_RUNS = 100_000
@@ -57,6 +57,8 @@ def read(path: Path) -> list[Job]:
     Raises:
         InputError: unreadable, or with a name or value that no notebook has.
     """
+    from nodules import study  # takes seconds, which workers do not need
+
     plan = run.read_yaml(path)
     for name, value in plan.items():
         if name not in FIELDS:
@@ -74,6 +76,7 @@ def read(path: Path) -> list[Job]:
     jobs = []
     for varied in _varied(path, plan):
         chosen = run.checked(path, parameters | varied)
+        study.check({name: value for name, value in chosen.items() if name in {**study.RANGES, **study.CHOICES}})
         label = " ".join(f"{name}={value}" for name, value in varied.items())
         jobs.append(Job(label, varied, notebooks, chosen))
     return jobs
@@ -229,6 +232,7 @@ def connected(scheduler: str, jobs: int) -> Iterator[Client]:
     Raises:
         InputError: no scheduler answers.
     """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each lost connection at length
     if scheduler:
         try:
             client = Client(scheduler, timeout=PATIENCE)
@@ -246,10 +250,13 @@ def connected(scheduler: str, jobs: int) -> Iterator[Client]:
     workers = 1 if torch.cuda.is_available() else max(1, min(cores, room, jobs))
     threads = {name: str(max(1, cores // workers)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     options = {"memory_limit": 0, "silence_logs": logging.CRITICAL, "dashboard_address": "127.0.0.1:0"}
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, env=threads, **options) as cluster,
-        Client(cluster) as client,
-    ):
+    # Ctrl-C reaches a whole group of processes; workers leave it to this one, which ends them
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, env=threads, **options)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    with cluster, Client(cluster) as client:
         yield client
 
 
@@ -269,7 +276,7 @@ def run_all(jobs: list[Job], scheduler: str) -> dict[str, str]:
                     del waiting[job.key]
                     told = _outcome(future)
                     if future.status == "error":
-                        failed[job.label] = told
+                        failed[job.label] = told.removeprefix("FAILED: ")
                     done = len(jobs) - len(waiting)
                     left = (time.monotonic() - started) / done * len(waiting) / 60
                     print(f"{done} of {len(jobs)}: {job.label}: {told}; about {left:.0f} min left", flush=True)
@@ -307,6 +314,8 @@ def sweep(path: Path, folder: Path, scheduler: str = "", store: str = "") -> Pat
         InputError: a sweep, scheduler or store that can't be used.
         NotebookFailed: some runs failed; the report shows the others.
     """
+    from nodules.report import spread  # takes seconds, which workers do not need
+
     local = f"runs/sweeps/{path.stem}"
     if "://" not in store:
         store = local = str(paths.resolve(store or local))
@@ -327,8 +336,8 @@ def sweep(path: Path, folder: Path, scheduler: str = "", store: str = "") -> Pat
         found = kept.load(keys)
         report = spread.build(path.stem, found, len(jobs), failed, folder) if found else None
     if failed:
-        told = "; ".join(f"{label}: {why}" for label, why in failed.items())
-        raise NotebookFailed(f"{path.stem}: {len(failed)} of {len(jobs)} runs failed: {told}")
+        told = ", ".join(f"{label} ({why})" for label, why in failed.items())
+        raise NotebookFailed(f"{path.stem}: {len(failed)} of {len(jobs)} runs failed, {told}; read their log.txt")
     if report is None:
         raise InputError(f"STORE={store}: no run is kept there, though all ended; name a folder that machines share")
     return report
