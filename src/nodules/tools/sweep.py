@@ -89,7 +89,7 @@ def _varied(path: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
     else:
         axes = plan["product"].values()
         if not all(isinstance(values, list) and values for values in axes):
-            raise InputError(f"{path}: product needs a list of values for each name, as in seed: [0, 1, 2]")
+            raise InputError(f"{path}: product names no list of values; write each as in seed: [0, 1, 2]")
         every = [dict(zip(plan["product"], values, strict=True)) for values in itertools.product(*axes)]
     if not (1 <= len(every) <= MOST_RUNS and all(isinstance(varied, dict) and varied for varied in every)):
         raise InputError(f"{path}: asks for {len(every)} runs; name 1 to {MOST_RUNS}, each a mapping of parameters")
