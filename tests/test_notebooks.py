@@ -79,7 +79,9 @@ def test_the_text_names_only_what_the_notebooks_keep():
         noted[name] = {keyword.arg for call in facts for keyword in call.keywords} | course.parameters(path).keys()
         drawn |= {node.value for node in known if isinstance(node, ast.Constant)}
     noted["data"] |= {f"n_{side}" for side in SPLITS}  # noted in one call for all sides
-    noted["whole"] |= {f"{fact}_{level}" for fact in ("gain", "added") for level in ("patches", "nodules")}  # in a loop
+    noted["rulers"] |= {
+        f"{fact}_{level}" for fact in ("gain", "added") for level in ("patches", "nodules")
+    }  # in a loop
     named, shown = set(), set()
     for path in text.TEMPLATES.glob("*.*"):
         template = jinja2.Environment().parse(path.read_text())
