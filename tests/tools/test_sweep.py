@@ -256,7 +256,7 @@ def test_a_failed_run_fails_alone_and_nothing_is_run_twice(project, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: some: 1 of 4 runs failed, seed=3 data=broken (")
     assert "ValueError: it broke" in done.stderr
     assert "dashboard: http://127.0.0.1:" in done.stdout and len(done.stdout.splitlines()) == 6, "it does not flood"
-    content = spread.read(project / "figures" / "some")
+    content = json.loads((project / "figures" / "some" / spread.RESULTS).read_text())
     assert (content["runs"], content["asked"], list(content["failed"])) == (3, 4, ["seed=3 data=broken"])
     assert "it broke" in (project / "figures" / "some" / "report.html").read_text()
     before = [file.stat().st_mtime_ns for file in kept(project)]
@@ -326,7 +326,7 @@ def test_an_interrupted_sweep_leaves_nothing_and_goes_on_later(project, started,
         os.killpg(asked.pid, how)  # as a terminal does
         assert asked.wait(60) == 130, log.read_text()
         assert "Traceback" not in log.read_text()
-        assert 0 < spread.read(project / "figures" / "some")["runs"] < 4
+        assert 0 < json.loads((project / "figures" / "some" / spread.RESULTS).read_text())["runs"] < 4
     else:
         os.kill(asked.pid, how)
         asked.wait()

@@ -83,13 +83,14 @@ def mixed(values: np.ndarray, split: np.ndarray, patients: float, shared: float)
 
 
 def rows(runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """Every result of every run: ``name, metric, value, low, high, split, seed, run, n, patches``."""
+    """Every result of every run: ``name, metric, value, low, high, split, seed, run``; ``n`` of ``all`` were scored."""
     found = []
     for i, run in enumerate(runs):
         extra = condition(run)
         for row in run["rows"]:
             about = {"name": row["name"] + (f" ({extra})" if extra else ""), "n": row["n"], "run": i}
-            about |= {"split": row["split_seed"], "seed": row["seed"], "patches": run["card"]["patches"]}
+            everything = run["card"]["nodules" if row.get("counted") == "nodules" else "patches"]
+            about |= {"split": row["split_seed"], "seed": row["seed"], "all": everything}
             for metric, title in METRICS.items():
                 if f"{metric}_low" in row:
                     ends = {"low": row[f"{metric}_low"], "high": row[f"{metric}_high"]}
@@ -108,7 +109,7 @@ def summary(every: pd.DataFrame) -> pd.DataFrame:
     for (name, metric), group in every.groupby(["name", "metric"], sort=False):
         values, split = group["value"].to_numpy(), group["split"].to_numpy()
         half = (group["high"] - group["low"]).mean() / 2
-        part = group["n"].mean() / group["patches"].mean()
+        part = group["n"].mean() / group["all"].mean()
         shared = 1.0 if re.search(r"\d+ folds", name) else part / (1 - part)
         low, high = mixed(values, split, half / 1.96, shared)
         of_seeds, of_splits = components(values, split)
@@ -131,7 +132,7 @@ def findings(runs: list[dict[str, Any]]) -> pd.DataFrame:
                 if f"{fact}_low" in facts:
                     ends = {"value": facts[fact], "low": facts[f"{fact}_low"], "high": facts[f"{fact}_high"]}
                     found.append({"name": title + (f" ({extra})" if extra else ""), **ends, "run": i, **seeds})
-    return pd.DataFrame(found, columns=["name", "value", "low", "high", "run", *("split", "seed")])
+    return pd.DataFrame(found, columns=["name", "value", "low", "high", "run", "split", "seed"])
 
 
 def verdicts(found: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +196,10 @@ def build(name: str, found: dict[str, dict[str, Any]], asked: int, failed: dict[
         "data": sorted({run["provenance"]["data"] for run in runs}),
         "revisions": sorted({run["provenance"]["git_revision"] for run in runs}),
         "minutes": sum(run["seconds"] for run in runs) / 60,
-        "varied": {key: sorted({json.dumps(run["varied"][key]) for run in runs}) for key in runs[0]["varied"]},
+        "varied": {
+            key: sorted({json.dumps(run["varied"][key]) for run in runs if key in run["varied"]})
+            for key in dict.fromkeys(key for run in runs for key in run["varied"])
+        },
         "notebooks": runs[0]["notebooks"],
         "results": json.loads(table.to_json(orient="records", double_precision=5)),
         "findings": json.loads(held.to_json(orient="records", double_precision=5)),
@@ -206,12 +210,6 @@ def build(name: str, found: dict[str, dict[str, Any]], asked: int, failed: dict[
     report = text.render("sweep.md", content | values)
     titles = {key: each["title"] for key, each in about.items()}
     return page.write(folder / "report.html", page.as_html(report, titles, folder))
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """``results.json`` of a sweep's report; None if there is none."""
-    path = folder / RESULTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

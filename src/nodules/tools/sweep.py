@@ -117,9 +117,10 @@ def _code(names: tuple[str, ...]) -> dict[str, Any]:
 
 def _stamp(job: Job) -> Any:
     """What tells whether a run's data have changed: a file's hash; sizes and times of the files in a folder."""
-    path = paths.resolve(paths.DATA if job.parameters.get("data") == "kaggle" else job.parameters.get("data", ""))
-    if job.parameters.get("data", "phantom") == "phantom":
+    data = job.parameters.get("data", "phantom")
+    if data == "phantom":
         return None
+    path = paths.DATA if data == "kaggle" else paths.resolve(data)
     if path.is_file():
         return paths.sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -325,10 +326,11 @@ def sweep(path: Path, folder: Path, scheduler: str = "", store: str = "") -> Pat
         place = f"{local}/{job.label.replace(' ', ',').replace('/', '-')}-{name[:8]}"
         jobs.append(Job(**named | {"key": name, "store": store, "folder": place}))
     keys, kept = [job.key for job in jobs], Store(store)
-    for name, content in spread.kept(folder).items():  # of a report that came with the repository
-        if name in keys and not kept.load([name]):
-            kept.keep(name, content)
     done, failed = kept.load(keys), {}
+    for name, content in spread.kept(folder).items():  # of a report that came with the repository
+        if name in keys and name not in done:
+            kept.keep(name, content)
+            done[name] = content
     print(f"{path.stem}: {len(jobs)} runs, of which {len(done)} are kept in {store}", flush=True)
     try:
         failed = run_all([job for job in jobs if job.key not in done], scheduler)
