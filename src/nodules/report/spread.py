@@ -111,7 +111,7 @@ def summary(every: pd.DataFrame) -> pd.DataFrame:
         half = (group["high"] - group["low"]).mean() / 2
         part = group["n"].mean() / group["all"].mean()
         shared = 1.0 if re.search(r"\d+ folds", name) else part / (1 - part)
-        low, high = mixed(values, split, half / 1.96, shared)
+        low, high = np.clip(mixed(values, split, half / 1.96, shared), 0, 1)  # with few splits it is wide
         of_seeds, of_splits = components(values, split)
         lines.append(
             {"name": name, "metric": metric, "runs": len(group), "mean": values.mean(), "one": half}
