@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from nodules import paths
 from nodules.evaluation import metrics
 from nodules.report import text
 
+SWEPT = paths.ROOT / "figures" / "headline" / "results.json"  # of make sweep, if it has been run
 REAL = text.TEMPLATES / "real"  # what make figures kept of a run on real nodules, which are not part of this project
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
@@ -26,6 +28,14 @@ SHOWN = {  # title and name of each row that is compared
 def real() -> dict[str, Any]:
     """The ``results.json`` of the kept run on real nodules."""
     return json.loads((REAL / "results.json").read_text(encoding="utf-8"))
+
+
+def swept() -> dict[str, Any] | None:
+    """How many ``runs`` the default sweep made, and its findings by fact; None without a sweep."""
+    if not SWEPT.exists():
+        return None
+    content = json.loads(SWEPT.read_text(encoding="utf-8"))
+    return {"runs": content["runs"]} | {finding["fact"]: finding for finding in content["findings"]}
 
 
 def ingredients() -> pd.DataFrame:
@@ -74,11 +84,12 @@ def table(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def values(content: dict[str, Any]) -> dict[str, Any]:
-    """What ``answer.md`` names: ``reported``, and the rows and facts of the run on real nodules and of this one."""
+    """What ``answer.md`` names: ``reported``, rows and facts of the run on real nodules and of this one, ``swept``."""
     kept = real()
     facts = {key: value for of_notebook in kept["facts"].values() for key, value in of_notebook.items()}
     return {
         "reported": reported()[0],
+        "swept": swept(),
         "here": rows(content),
         "real": rows(kept) | {"card": kept["card"], "facts": facts},
     }

@@ -122,7 +122,7 @@ def summary(every: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """Differences with an interval, of every run: ``name, value, low, high, run, split, seed``."""
+    """Differences with an interval, of every run: ``fact, name, value, low, high, run, split, seed``."""
     found = []
     for i, run in enumerate(runs):
         extra = condition(run)
@@ -131,18 +131,19 @@ def findings(runs: list[dict[str, Any]]) -> pd.DataFrame:
             for fact, title in FINDINGS.items():
                 if f"{fact}_low" in facts:
                     ends = {"value": facts[fact], "low": facts[f"{fact}_low"], "high": facts[f"{fact}_high"]}
-                    found.append({"name": title + (f" ({extra})" if extra else ""), **ends, "run": i, **seeds})
-    return pd.DataFrame(found, columns=["name", "value", "low", "high", "run", "split", "seed"])
+                    about = {"fact": fact, "name": title + (f" ({extra})" if extra else "")}
+                    found.append({**about, **ends, "run": i, **seeds})
+    return pd.DataFrame(found, columns=["fact", "name", "value", "low", "high", "run", "split", "seed"])
 
 
 def verdicts(found: pd.DataFrame) -> pd.DataFrame:
-    """Which findings hold: ``name, runs, mean, least, most``, in how many the interval is ``above`` or ``below`` 0.
+    """Which findings hold: ``fact, name, runs, above, below, mean, least, most, verdict``.
 
-    ``verdict``: above or below 0 *in every run*; *flips*, if surely above in one and surely below in another; *often*
-    above or below 0, if so in more than half; else *open*.
+    A run is ``above`` or ``below`` 0 if its interval is. The verdict is *above* or *below 0 in every run*; *flips*, if
+    one run is above and another below; *often above* or *often below 0*, if so in more than half; else *open*.
     """
     lines = []
-    for name, group in found.groupby("name", sort=False):
+    for (fact, name), group in found.groupby(["fact", "name"], sort=False):
         count, above, below = len(group), int((group["low"] > 0).sum()), int((group["high"] < 0).sum())
         verdict = "open"
         for side, surely in (("above", above), ("below", below)):
@@ -152,7 +153,8 @@ def verdicts(found: pd.DataFrame) -> pd.DataFrame:
                 verdict = f"often {side} 0"
         verdict = "flips" if above and below else verdict
         ends = {"mean": group["value"].mean(), "least": group["value"].min(), "most": group["value"].max()}
-        lines.append({"name": name, "runs": count, **ends, "above": above, "below": below, "verdict": verdict})
+        counts = {"runs": count, "above": above, "below": below}
+        lines.append({"fact": fact, "name": name, **counts, **ends, "verdict": verdict})
     return pd.DataFrame(lines)
 
 
