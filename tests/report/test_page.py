@@ -237,6 +237,17 @@ def test_the_first_screen_answers_the_question(content, tmp_path):
     assert f"of {kept['card']['nodules']} nodules" in first and "What stays open" in first
 
 
+def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(answer, "SWEPT", tmp_path / "swept.json")
+    assert "runs on a phantom" not in shown(content, tmp_path), "nothing is said of a sweep that nobody ran"
+    found = [{"fact": "added_nodules", "above": 21, "below": 0}, {"fact": "gain_nodules", "above": 3, "below": 7}]
+    record.write_json(answer.SWEPT, {"runs": 24, "findings": found})
+    report = shown(content, tmp_path)
+    first = report[report.index("<main>") : report.index("<h2")]
+    assert "24 runs on a phantom" in first and "in 21 of 24" in first
+    assert "alone, in 3, and that it loses, in 7" in first
+
+
 def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):
     report = shown(content, tmp_path)
     assert "With all 579 training patients" in report and "extrapolates this to 0.896" in report
