@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from nodules import course, paths
 from nodules.data import patches, phantom, split
 
 # Jobs import torch and fastai themselves, so that their cost is not counted for a job that merely reads a file
@@ -31,6 +34,7 @@ ARCHITECTURE = "resnet50"
 MANY, SMALLEST = 100_000, "resnet34"  # patches in the largest load, and the network it is measured with
 ASKED = 20  # times that a model is asked
 PASSES = 0.4  # over the patches, in fine-tuning
+RUNS = {"profile": "smoke", "notebooks": ["01_data", "06_picture_or_ruler"], "product": {"seed": [*range(10)]}}
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled up; learning rate; rotated views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
 Job = tuple[Callable[..., Any], *tuple[Any, ...]]
@@ -312,9 +316,57 @@ def compare_answers(folder: Path) -> None:
     )
 
 
+def executed(notebooks: list[str], run_dir: Path, profile: str, *parameters: str) -> None:
+    """Execute notebooks, as ``make`` does: a process each, which keeps in ``run_dir`` what it found."""
+    run_dir.mkdir(parents=True)
+    for name in notebooks:
+        command = [sys.executable, "-m", "nodules", "run", paths.NOTEBOOKS / f"{name}.ipynb", run_dir / f"{name}.ipynb"]
+        command += ["--profile", paths.ROOT / "params" / f"{profile}.yaml"]
+        command += [f"-p{parameter}" for parameter in (f"run_dir={run_dir}", *parameters)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def reported(folder: str) -> None:
+    """All notebooks on the default profile, and their report; what is cached in ``folder`` is used."""
+    os.environ["NODULES_CACHE"] = folder
+    with tempfile.TemporaryDirectory() as new:
+        run_dir = Path(new) / "run"
+        executed([lesson.name for lesson in course.LESSONS], run_dir, "demo")
+        command = [sys.executable, "-m", "nodules", "report", run_dir, Path(new) / "figures"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def one_by_one(folder: str) -> dict[str, Any]:
+    """Seconds of the runs of a sweep, each with one thread and none beside it, divided by the cores."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder) as new:
+        for seed in RUNS["product"]["seed"]:
+            executed(RUNS["notebooks"], Path(new) / str(seed), RUNS["profile"], f"seed={seed}")
+    return {"seconds": (time.perf_counter() - started) / os.cpu_count()}
+
+
+def swept(folder: str) -> None:
+    """The same runs as one sweep, a worker on each core."""
+    from nodules.tools import sweep
+
+    with tempfile.TemporaryDirectory(dir=folder) as new, redirect_stdout(sys.stderr):
+        plan = Path(new) / "bench.yaml"
+        plan.write_text(yaml.safe_dump(RUNS), encoding="utf-8")
+        sweep.sweep(plan, Path(new) / "figures", store=str(Path(new) / "store"))
+
+
+def compare_runs(folder: Path) -> None:
+    """Many notebooks: the default report, its cache empty and filled, and what a sweep costs beside its runs."""
+    cache = str(folder / "cache")
+    compare("the default report, cold / warm cache", (reported, cache), (reported, cache), repeats=1)
+    title = f"{len(RUNS['product']['seed'])} small runs, their sum by cores / a sweep (aim: at least 0.87)"
+    compare(title, (one_by_one, str(folder)), (swept, str(folder)), repeats=1)
+
+
 def main() -> None:
     """Print a line after each comparison: both medians in seconds, their ratio, both peaks in MB."""
-    print(f"N = {PATCHES}; medians of {REPEATS} runs (last two rows: 1), each in a fresh process, A and B in turn")
+    print(f"N = {PATCHES}; medians of {REPEATS} runs (those of minutes: 1), each in a fresh process, A and B in turn")
     print(f"{'A / B':<72} {'A [s]':>9} {'B [s]':>9} {'A/B':>7} {'A [MB]':>8} {'B [MB]':>8}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         compare_files(Path(folder))
@@ -322,3 +374,4 @@ def main() -> None:
         compare_training()
         compare_answers(Path(folder))
         compare_load(Path(folder))
+        compare_runs(Path(folder))
