@@ -28,6 +28,8 @@ from nodules import course, paths
 from nodules.errors import InputError, NotebookFailed, in_brief, within
 
 KERNEL = "python3"
+# glibc keeps up to 1 GB of what tensors of up to 64 MB leave, instead of faulting it in again at every step
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 26), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 PACKAGE = Path(__file__).parents[1]
 ERROR_LINES = 12
 LARGEST_PROFILE = 100_000  # bytes
@@ -160,6 +162,7 @@ def execute(notebook: Path, output: Path, chosen: dict[str, Any], cell_timeout_s
     _check_kernel()
     # torch warns about its own calls, which would put a notice at the top of every notebook
     os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:torch.jit._script"
+    os.environ |= MALLOC
     with paths.replacing(output) as partial:
         try:
             papermill.execute_notebook(
