@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import fsspec
 import psutil
 from distributed import Client, LocalCluster, as_completed, get_worker
@@ -33,6 +34,7 @@ from nodules.tools import run
 MOST_RUNS = 100_000
 MEMORY = 4e9  # bytes that a run may need
 PATIENCE = "60 s"  # for a scheduler to answer
+QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1 s"}  # for cores to compute
 TRIES = 5  # of a run whose scheduler was lost
 LOCK = [paths.ROOT / "requirements.txt", paths.ROOT / "requirements-weights.txt"]
 FIELDS = {"profile": str, "notebooks": list, "parameters": dict, "product": dict, "list": list}
@@ -234,6 +236,7 @@ def connected(scheduler: str, jobs: int) -> Iterator[Client]:
         InputError: no scheduler answers.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each lost connection at length
+    dask.config.set(QUIET)
     if scheduler:
         try:
             client = Client(scheduler, timeout=PATIENCE)
