@@ -10,6 +10,7 @@ from nodules import paths
 from nodules.errors import InputError
 from nodules.networks import bank, bodies, weights
 from nodules.networks.bodies import Spec
+from nodules.networks.device import device
 
 SMALL = Spec("resnet10t", "random")
 N = 7
@@ -171,6 +172,16 @@ def test_a_damaged_bank_is_made_anew(body, images, suffix):
     for damaged in (b"", whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
         path.write_bytes(damaged)
         assert np.array_equal(bank.compute(body, images, kind="rotate", k=1).features, expected)
+
+
+def test_a_copy_on_a_gpu_gives_the_same_batches(body, images):
+    rng = np.random.default_rng(0)
+    features = bank.compute(body, images, kind="rotate", k=2)
+    rows, views = rng.integers(len(images), size=9), rng.integers(3, size=9)
+    batch = features.gathered(rows, views)
+    assert batch.dtype == torch.float16 and np.array_equal(batch.cpu(), features.features[rows, views])
+    features.__dict__["resident"] = torch.from_numpy(np.array(features.features)).to(device())
+    assert torch.equal(features.gathered(rows, views), batch)
 
 
 def key(spec=SMALL, unit="HU", weights_seed=0, pixel=0, **options):

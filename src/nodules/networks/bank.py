@@ -10,11 +10,13 @@ import inspect
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -40,6 +42,19 @@ class Bank:
     def width(self) -> int:
         """D, the number of features per view."""
         return self.features.shape[2]
+
+    def gathered(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """Features of some patches, each in one view, (B, D) float16 on the device; ``rows`` and ``views`` (B,)."""
+        if self.resident is None:
+            return torch.from_numpy(self.features[rows, views]).to(device())
+        return self.resident[tuple(torch.from_numpy(places).to(device()) for places in (rows, views))]
+
+    @cached_property
+    def resident(self) -> Tensor | None:
+        """A copy on the GPU, where a batch is gathered in no time; None without a GPU that has room for it."""
+        if device().type != "cuda" or self.features.nbytes > torch.cuda.mem_get_info()[0] / 2:
+            return None
+        return torch.from_numpy(np.array(self.features)).to(device())
 
 
 def check(pool: str, kind: str, k: int) -> None:

@@ -74,7 +74,7 @@ class BankLoader(DataLoader):
     def __init__(self, bank: Bank, part: Part, train: bool, augment: bool, seed: int) -> None:
         full = train and len(part) > HEAD_BATCH
         super().__init__(np.arange(len(part)), bs=HEAD_BATCH, shuffle=train, drop_last=full, device=device())
-        self.bank, self.rows, self.y, self.augment = bank.features, part.rows, torch.tensor(part.y), augment
+        self.bank, self.rows, self.y, self.augment = bank, part.rows, torch.tensor(part.y), augment
         self.rng = random.Random(seed)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,8 +84,8 @@ class BankLoader(DataLoader):
             places = self.dataset[chunk]
             view = np.zeros(len(places), int)
             if self.augment:
-                view = views.integers(self.bank.shape[1], size=len(places))
-            yield torch.from_numpy(self.bank[self.rows[places], view]).float(), self.y[places]
+                view = views.integers(self.bank.features.shape[1], size=len(places))
+            yield self.bank.gathered(self.rows[places], view).float(), self.y[places]
 
 
 class MemoryLRFinder(LRFinder):
