@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nodules import paths
 from nodules.data import split, transforms
-from nodules.data.sources import CLASSES
+from nodules.data.sources import CLASSES, SIDE
 from nodules.data.split import Part
 from nodules.data.transforms import SYMMETRIES
 from nodules.errors import InputError, in_brief
@@ -47,7 +47,6 @@ NEEDED = {
 }  # in the description
 MOST = 100  # networks
 LEAST = 1e-6  # probability
-SIDE = 64  # pixels of a patch
 GROWN = 4  # of them a side of a cell of the maps
 CELL = (SIDE - 2 * MARGIN) / GRID  # side of a cell of the attention, pixels
 

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from nodules import paths
 from nodules.data import files, lidc, scans
 from nodules.data.scans import AIR, Found, Scan
+from nodules.data.sources import SIDE
 from nodules.errors import InputError
 
-SIDE = 64  # pixels of a patch
 REACH = 2  # slices below and above a place: the middle ones of the five then have their neighbours
 UNITS = ("mm", "voxel")
 LUNA16 = ("annotations.csv", "candidates.csv")
@@ -338,8 +338,7 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
 
 def chosen(path: Path, name: str, found: list[Found]) -> Found:
     """The scan that a table names by its series, or by the end of it."""
-    ends = [scan for scan in found if scan.series.endswith(name)]
-    fits = [scan for scan in ends if scan.series == name] or ends
+    fits = scans.named(found, name)
     if len(fits) != 1:
         listed = ", ".join(scan.series for scan in found[:SHOWN])
         raise InputError(

@@ -31,10 +31,9 @@ import pandas as pd
 from nodules import cache, paths
 from nodules.data import columns, files, phantom, pixels
 from nodules.data.files import OPENERS, Stored
-from nodules.data.sources import CLASSES, CUT, KAGGLE_COUNTS, KAGGLE_REMEDY, OWN, SOURCES, Card
+from nodules.data.sources import CLASSES, CUT, KAGGLE_COUNTS, KAGGLE_REMEDY, OWN, SIDE, SOURCES, Card
 from nodules.errors import InputError, in_brief, within
 
-SIDE = 64  # pixels
 MOST_PATCHES = 200_000  # 1.6 GB of int16; a header that gives more is taken for damaged
 LISTED = (*OPENERS, ".tif", ".tiff", ".csv")  # files that a message may name
 SHOWN = 3  # files in a message

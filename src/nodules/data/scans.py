@@ -163,14 +163,19 @@ def only(path: Path, series: str = "") -> Scan:
     found = find(path)
     if not found:
         raise InputError(f"{path}: contains no CT scan; give a folder of DICOM slices, or one of {', '.join(VOLUMES)}")
-    ends = [scan for scan in found if scan.series.endswith(series)]
-    chosen = [scan for scan in ends if scan.series == series] or ends
+    chosen = named(found, series)
     if len(chosen) == 1:
         return read(chosen[0])
     listed = _listed(chosen or found)
     if not chosen:
         raise InputError(f"{path}: no series ends in {series[-64:]!r} (found: {listed}); choose one of them")
     raise InputError(f"{path}: contains {len(chosen)} scans ({listed}); choose one by its series, or the end of it")
+
+
+def named(found: list[Found], series: str) -> list[Found]:
+    """The scans whose series is this one or, if there is none, ends in it."""
+    ends = [scan for scan in found if scan.series.endswith(series)]
+    return [scan for scan in ends if scan.series == series] or ends
 
 
 def read(found: Found) -> Scan:

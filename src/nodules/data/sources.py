@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
+SIDE = 64  # pixels of a patch
 CLASSES = ("benign", "malignant")  # by label, 0 and 1
 LIDC = (
     "Armato et al. 2011, The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative (IDRI), "
