@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import dask
@@ -266,7 +267,7 @@ def connected(scheduler: str, jobs: int) -> Iterator[Client]:
 
 def run_all(jobs: list[Job], scheduler: str) -> dict[str, str]:
     """Run jobs and print a line as each ends; the reasons of those that failed, by label."""
-    failed, lost, started, waiting = {}, 0, time.monotonic(), {job.key: job for job in jobs}
+    failed, lost, seconds, waiting = {}, 0, [], {job.key: job for job in jobs}
     while waiting:
         with connected(scheduler, len(waiting)) as client:
             print(f"{len(waiting)} runs; dashboard: {client.dashboard_link}", flush=True)
@@ -281,9 +282,11 @@ def run_all(jobs: list[Job], scheduler: str) -> dict[str, str]:
                     told = _outcome(future)
                     if future.status == "error":
                         failed[job.label] = told.removeprefix("FAILED: ")
-                    done = len(jobs) - len(waiting)
-                    left = (time.monotonic() - started) / done * len(waiting) / 60
-                    print(f"{done} of {len(jobs)}: {job.label}: {told}; about {left:.0f} min left", flush=True)
+                    else:
+                        seconds.append(future.result())
+                        left = mean(seconds) * len(waiting) / max(1, len(client.nthreads())) / 60
+                        told += f"; about {left:.0f} min left"
+                    print(f"{len(jobs) - len(waiting)} of {len(jobs)}: {job.label}: {told}", flush=True)
             except OSError as error:
                 print(f"lost {scheduler or 'the workers'}: {in_brief(error)}", flush=True)
             except KeyboardInterrupt:
