@@ -34,7 +34,11 @@ ARCHITECTURE = "resnet50"
 MANY, SMALLEST = 100_000, "resnet34"  # patches in the largest load, and the network it is measured with
 ASKED = 20  # times that a model is asked
 PASSES = 0.4  # over the patches, in fine-tuning
-RUNS = {"profile": "smoke", "notebooks": ["01_data", "06_picture_or_ruler"], "product": {"seed": [*range(10)]}}
+RUNS = {
+    "profile": "smoke",
+    "notebooks": [course.DATA.name, course.RULER.name],
+    "product": {"seed": list(range(10))},
+}
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled up; learning rate; rotated views
 MEGABYTES = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes on Linux
 Job = tuple[Callable[..., Any], *tuple[Any, ...]]
