@@ -7,6 +7,7 @@ Bad input ends with one line and exit code 2.
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -49,10 +50,17 @@ def _teach(arguments: argparse.Namespace) -> None:
     print(teach.teach(arguments.data, arguments.output, **options))
 
 
+def _ending(path: Path | None, suffix: str) -> None:
+    """Refuse a name that may be that of something else, such as the scan itself."""
+    if path and (path.suffix.lower() != suffix or path.is_dir()):
+        raise InputError(f"{path}: is no name of a file that ends in {suffix}; give one that does")
+
+
 def _cut(arguments: argparse.Namespace) -> None:
     from nodules import paths
     from nodules.data import cut
 
+    _ending(arguments.output, ".npz")
     with paths.replacing(arguments.output) as temporary:
         parts = arguments.output.with_name(f".{arguments.output.name}.parts")
         told = cut.dataset(arguments.folder, temporary, parts, arguments.workers, arguments.pseudonym)
@@ -63,9 +71,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     from nodules import model
     from nodules.tools import predict
 
+    _ending(arguments.output, ".csv")
+    _ending(arguments.report, ".html")
+    if arguments.output and arguments.csv and arguments.output.resolve() == arguments.csv.resolve():
+        raise InputError(f"{arguments.output}: is the table of places; write the answers to another file")
     taught = model.load(arguments.model or model.DEFAULT)
-    table = predict.table(arguments.at, arguments.csv)
-    judged = predict.judge(taught, arguments.source, table, arguments.series, arguments.unit)
+    table = predict.table(arguments.at, arguments.csv, arguments.unit)
+    judged = predict.judge(taught, arguments.source, table, arguments.series)
     print(predict.predict(taught, judged, arguments.output, arguments.report))
 
 
@@ -171,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
         "source", type=Path, help="a folder of DICOM files, a .mhd, .nii.gz, ... file, or patches (npz)"
     )
     where = predict.add_mutually_exclusive_group()
-    where.add_argument("--at", metavar="X,Y,Z", help="where the nodule is; --at=-50,20,-120 if it begins with a minus")
+    where.add_argument("--at", metavar="X,Y,Z", help="where the nodule is: three numbers")
+    predict._negative_number_matcher = re.compile(r"^-[\d.]")  # else -50,20,-120 is taken for an option
     where.add_argument("--csv", type=Path, help="a table of places: x, y, z, and perhaps unit, series, nodule, patient")
     units = predict.add_mutually_exclusive_group()
     units.add_argument(

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PARTIAL = ".partial-"  # prefix of the name of a file that is being written
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+UNWRITABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def resolve(path: str | Path) -> Path:

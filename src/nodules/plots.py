@@ -625,7 +625,7 @@ def inspection(
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
     figure.axes[1].imshow(evidence, vmin=0, vmax=1, cmap="viridis", alpha=LAID_OVER * evidence)
-    figure.suptitle(heading, fontsize=12)
+    figure.suptitle(heading, fontsize=12, parse_math=False)  # a nodule's name may have dollar signs
     return figure
 
 
@@ -838,5 +838,5 @@ def opinion(
     right.set_xlabel("added to the logit of malignant", fontsize=8)
     right.set_title("for and against, compared\nwith the average patch", fontsize=10)
     sns.despine(ax=right)
-    figure.suptitle(heading, fontsize=12)
+    figure.suptitle(heading, fontsize=12, parse_math=False)
     return figure

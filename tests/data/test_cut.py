@@ -1,4 +1,5 @@
 import json
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -104,7 +105,7 @@ REFUSED = {
     "a column 'unit' that holds mm or voxel": {"unit": ["cm"]},
     "write 0 or 1": {"malignant": [2]},
     "0 scans here are of the series '9.9'": {"series": ["9.9"]},
-    "'nodule' is empty in row 1": {
+    "'nodule' is empty in row 2": {
         n: [v] * 2 for n, v in {"x": 1, "y": 1, "z": 1, "series": "1.2.3", "unit": "mm"}.items()
     }
     | {"nodule": ["a", None]},
@@ -140,7 +141,7 @@ def test_a_scan_that_was_refused_is_named_and_alone_read_again(tmp_path, chest, 
     content = damaged.read_bytes()
     damaged.write_bytes(content[: len(content) // 2])
     told = cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts", 1)
-    assert told[0].startswith("10 patches") and told[1].startswith("1 scans could not be read, such as ")
+    assert told[0].startswith("10 patches") and told[1].startswith("1 scans are left out, with 1 places, such as ")
     assert damaged.name in told[1]
     damaged.write_bytes(content)
     read, plain = [], scans.read
@@ -189,6 +190,26 @@ def test_pseudonyms_hide_ids_and_depend_on_the_key(tmp_path, chest):
     (tmp_path / "key").write_bytes(b"short")
     with pytest.raises(InputError, match="too few for a key"):
         cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts", pseudonym=tmp_path / "key")
+
+
+def test_what_has_been_cut_so_far_has_pseudonyms_too(tmp_path, chest):
+    WRITERS["DICOM"](tmp_path, chest)
+    (tmp_path / "broken.mha").write_bytes(b"ObjectType = Image")
+    places = {"series": ["1.2.3", "broken"], "x": [50, 50], "y": [40, 40], "z": [5, 5], "unit": ["voxel"] * 2}
+    write_table(tmp_path, **places, patient=["Doe", "Roe"], nodule=["Doe_1", "Roe_1"])
+    (tmp_path / "key").write_bytes(b"k" * 16)
+    told = cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts", pseudonym=tmp_path / "key")
+    assert "1 scans are left out, with 1 places." in told, "and it is not named"
+    (part,) = (tmp_path / "parts").iterdir()
+    with np.load(part) as made:
+        assert "Doe" not in str(made["table"]) and "1.2.3" not in str(made["table"])
+
+
+def test_pixels_that_are_not_square_are_refused(tmp_path):
+    write_volume(tmp_path / "wide.mha", np.full((9, 80, 80), -850, np.int16), (0.6, 0.9, 1.0), (0.0, 0.0, 0.0))
+    write_table(tmp_path, series=["wide"], x=[40], y=[40], z=[4], unit=["voxel"])
+    with pytest.raises(InputError, match=re.escape("wide: its pixels are 0.6 x 0.9 mm; resample it to square ones")):
+        cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts")
 
 
 @pytest.fixture(scope="module")

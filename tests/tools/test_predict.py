@@ -91,7 +91,9 @@ REFUSED = {
     "not said where": (),
     "not three numbers": ("--at", "1,2", "--mm"),
     "is not in the scan": ("--at", "9000,2,3", "--voxel"),
-    "not said what x, y, z are": ("--at", "1,2,3"),
+    "is not in the scan; give": ("--at", "-9000,2,3", "--voxel"),
+    "add --voxel or --mm": ("--at", "1,2,3"),
+    "is no name of a file that ends in .html": ("--at", "1,2,3", "--voxel", "--report", "page.csv"),
     "no series ends in": ("--at", "1,2,3", "--voxel", "--series", "7.7"),
     "not the description of a model": ("--at", "200,200,30", "--voxel", "--model", "none.safetensors"),
 }
@@ -106,6 +108,43 @@ def test_a_question_that_can_not_be_answered_is_refused_in_one_line(practice, tm
     written = capsys.readouterr().err.replace("\r", "\n").splitlines()
     (line,) = [line for line in written if line.strip() and "|" not in line]  # beside the progress
     assert line.startswith("error: ") and message in line and not out.exists()
+
+
+def test_nothing_that_is_read_is_overwritten(practice, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "places.csv"
+    practice[1][["nodule", "x", "y", "z", "unit"]].to_csv(table, index=False)
+    before = table.read_bytes()
+    volume = practice[0] / "chest.nii.gz"
+    for options in (["--csv", table, "-o", table], ["--at", "1,2,3", "--voxel", "-o", volume]):
+        monkeypatch.setattr(sys, "argv", ["nodules", "predict", *map(str, [volume, *options])])
+        assert __main__.main() == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert table.read_bytes() == before and len(scans.find(volume)) == 1
+
+
+def test_a_mistaken_table_is_named_and_not_the_scan(practice, tmp_path):
+    table = tmp_path / "places.csv"
+    table.write_text("x,y,z,unit\n1,2,3,voxel\n1,abc,3,voxel\n")
+    with pytest.raises(InputError, match=re.escape(f"{table}: 'y' is abc in row 2")):
+        predict.table(None, table)
+
+
+def test_a_nodule_may_have_any_name(practice, tmp_path):
+    folder, spots = practice
+    spots = spots[["x", "y", "z", "unit"]].iloc[:1].assign(nodule=r"costs $5 and \frac$ <b>", malignant="?")
+    spots.to_csv(tmp_path / "places.csv", index=False)
+    rows = asked(
+        folder / "chest.mhd", "--csv", tmp_path / "places.csv", "--report", tmp_path / "p.html", folder=tmp_path
+    )
+    assert rows["nodule"].tolist() == [r"costs $5 and \frac$ <b>"]
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and "chest.mhd" in page and "of 1 nodule<" in page
+
+
+def test_places_are_not_asked_for_in_patches(own, tmp_path):
+    np.savez(tmp_path / "own.npz", images=own["images"])
+    with pytest.raises(InputError, match="holds patches, not scans; leave out --at"):
+        predict.judge(model.load(model.DEFAULT), tmp_path / "own.npz", predict.table("1,2,3", None, "voxel"))
 
 
 def test_patches_need_no_labels(own, tmp_path):

@@ -223,6 +223,9 @@ def _cut(scan: Scan, images: list[np.ndarray], masks: list[np.ndarray] | None, r
     if "patient" not in table:
         table["patient"] = scan.patient
     table.insert(0, "id", [f"{row.nodule}_z{row.slice_index:03d}" for row in table.itertuples()])
+    if not np.isclose(*scan.spacing[:2], rtol=0.01):
+        x, y = scan.spacing[:2]
+        raise InputError(f"{scan.series}: its pixels are {x:g} x {y:g} mm; resample it to square ones")
     return Cut(np.concatenate(images), None if masks is None else np.concatenate(masks), table)
 
 
@@ -243,11 +246,11 @@ def jobs(folder: Path) -> tuple[list[Job], str, list[str]]:
             f"{folder}: no scan in it; give a folder with DICOM series, or {', '.join(scans.VOLUMES)} files"
         )
     for path in sorted(folder.glob("*.csv")):
-        if _has_columns(path, PLACES):
+        if len(_columns(path) & {"x", "y", "z"}) > 1:
             return _own_jobs(_apart(found), path, files.spreadsheet(path, text=True))
     for name in LUNA16:
         for path in sorted(folder.rglob(name)):
-            if _has_columns(path, ["seriesuid"]):
+            if "seriesuid" in _columns(path):
                 # lungs drawn by a program lie beside the scans, under the same names
                 scans_alone = [scan for scan in found if "seg-lungs" not in str(scan.files[0].parent)]
                 return _jobs_of_luna16(_apart(scans_alone), path)
@@ -265,12 +268,12 @@ def _apart(found: list[Found]) -> list[Found]:
     return found
 
 
-def _has_columns(path: Path, columns: list[str]) -> bool:
-    """Whether the first lines of a CSV name some columns."""
+def _columns(path: Path) -> set[str]:
+    """What the first lines of a CSV name."""
     with path.open("rb") as file:
         start = file.read(2000)
     text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="ignore")
-    return set(columns) <= set(re.split(r"[^a-z]+", " ".join(text.splitlines()[:2]).lower()))
+    return set(re.split(r"[^a-z]+", " ".join(text.splitlines()[:2]).lower()))
 
 
 def _own_jobs(found: list[Found], path: Path, table: pd.DataFrame) -> tuple[list[Job], str, list[str]]:
@@ -314,17 +317,17 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if not np.isfinite(numbers).all():
             row = int((~np.isfinite(numbers)).to_numpy().argmax())
-            raise InputError(f"{path}: '{name}' is {table[name][row]} in row {row}; write a number")
+            raise InputError(f"{path}: '{name}' is {table[name][row]} in row {row + 1}; write a number")
         table[name] = numbers
     if "malignant" in table:
         given, table["malignant"] = table["malignant"], pd.to_numeric(table["malignant"], errors="coerce")
         if (wrong := ~table["malignant"].isin([0, 1])).any():
             row = int(wrong.to_numpy().argmax())
-            raise InputError(f"{path}: 'malignant' is {given[row]} in row {row}; write 0 or 1, or leave it out")
+            raise InputError(f"{path}: 'malignant' is {given[row]} in row {row + 1}; write 0 or 1, or leave it out")
     for name in ("series", "patient", "nodule"):
         if name in table and table[name].isna().any():
             row = int(table[name].isna().to_numpy().argmax())
-            raise InputError(f"{path}: '{name}' is empty in row {row}; fill it in for every row")
+            raise InputError(f"{path}: '{name}' is empty in row {row + 1}; fill it in for every row")
     if "malignant" in table:
         table["malignant"] = table["malignant"].astype(int)
     names = table.get("nodule", pd.Series(range(1, len(table) + 1)).map("{:04d}".format)).astype(str)
@@ -418,11 +421,11 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     if workers > 1:
         try:
             with ProcessPoolExecutor(workers) as pool:
-                done = list(tqdm(pool.map(partial(_part, parts), work), **bar))
+                done = list(tqdm(pool.map(partial(_part, parts, key), work), **bar))
         except BrokenProcessPool as error:
             raise InputError(f"{folder}: a process died, perhaps for want of memory; use fewer --workers") from error
     else:
-        done = [_part(parts, job) for job in tqdm(work, **bar)]
+        done = [_part(parts, key, job) for job in tqdm(work, **bar)]
     refused = [str(part) for part in done if isinstance(part, InputError)]
     tables = {part: _table(part) for part in done if isinstance(part, Path)}
     held = [part for part, table in tables.items() if len(table)]
@@ -431,16 +434,16 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     if not held:
         raise InputError(f"{folder}: no nodule with a label in its scans; add scans, or a table of places")
     table = pd.concat([tables[part] for part in held], ignore_index=True)
-    if key:
-        table = _pseudonyms(table, key)
     _write(out, held, table, source)
     if not refused:  # else only those that were are read again
         shutil.rmtree(parts)
-    wanted = sum(len(job.places) for job, part in zip(work, done, strict=True) if isinstance(part, Path))
+    asked = [len(job.places) for job in work]
+    wanted = sum(n for n, part in zip(asked, done, strict=True) if isinstance(part, Path))
     cut = table["nodule"].nunique()
     told = [f"{len(table)} patches of {cut} nodules, {len(tables)} scans."]
     told += [f"{wanted - cut} of {wanted} places are not a nodule with a label."] * (cut < wanted)
-    told += [f"{len(refused)} scans could not be read, such as {scan}." for scan in refused[:1]]
+    left_out = f"{len(refused)} scans are left out, with {sum(asked) - wanted} places"
+    told += [f"{left_out}, such as {scan}." for scan in refused[:1]]
     named = re.compile(", such as .*")
     return [named.sub(".", note) if key else note for note in told + notes]
 
@@ -457,16 +460,18 @@ def version() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def _part(parts: Path, job: Job) -> Path | InputError:
+def _part(parts: Path, key: bytes, job: Job) -> Path | InputError:
     """Cut one scan, unless that is done, into a file of its own; or why that is not possible."""
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in job.found.files]
     about = json.dumps([stamps, job.places.to_csv(index=False), job.cutter.__name__, version()])
-    path = parts / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
+    path = parts / f"{hmac.new(key, about.encode(), 'sha256').hexdigest()[:32]}.npz"
     if not path.exists():
         try:
             cut = job.cutter(scans.read(job.found), job.places)
         except InputError as error:
             return error
+        if key and len(cut.table):
+            cut = cut._replace(table=_pseudonyms(cut.table, key))
         stored = {} if cut.masks is None else {"masks": cut.masks}
         with paths.replacing(path) as temporary:
             np.savez(
@@ -519,7 +524,10 @@ def _key(path: Path | None) -> bytes:
     """The secret of a key file; empty without one."""
     if path is None:
         return b""
-    key = path.read_bytes().strip()
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); name a file with a secret key") from error
     if len(key) < KEY_BYTES:
         raise InputError(f"{path}: holds {len(key)} bytes, too few for a key; write at least {KEY_BYTES} random ones")
     return key

@@ -169,7 +169,9 @@ def only(path: Path, series: str = "") -> Scan:
     listed = _listed(chosen or found)
     if not chosen:
         raise InputError(f"{path}: no series ends in {series[-64:]!r} (found: {listed}); choose one of them")
-    raise InputError(f"{path}: contains {len(chosen)} scans ({listed}); choose one by its series, or the end of it")
+    raise InputError(
+        f"{path}: contains {len(chosen)} scans ({listed}); choose one by its series, or the end of it (--series)"
+    )
 
 
 def named(found: list[Found], series: str) -> list[Found]:

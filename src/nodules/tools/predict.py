@@ -30,53 +30,71 @@ class Judged(NamedTuple):
     answers: pd.DataFrame  # a row per patch
     shown: dict[str, tuple[list[np.ndarray], list[list[float]]]]  # by nodule: planes and their sides, of a scan
     unit: str
+    source: Path
 
 
-def table(at: str | None, csv: Path | None) -> pd.DataFrame | None:
-    """The places given as text, ``x,y,z``, or as a CSV; None if neither is."""
-    if csv:
-        return spreadsheet(csv, text=True)
-    if at is None:
+def table(at: str | None, csv: Path | None, unit: str = "") -> pd.DataFrame | None:
+    """The places given as text, ``x,y,z``, or as a CSV, as of :func:`nodules.data.cut.places`; None if neither is.
+
+    Args:
+        at: a place.
+        csv: a table of places.
+        unit: of the places, ``mm`` or ``voxel``, where the table does not say.
+
+    Raises:
+        InputError: what is given does not say where the nodules are.
+    """
+    if csv is None and at is None:
         return None
-    try:
-        x, y, z = map(float, at.split(","))
-    except ValueError as error:
-        raise InputError(f"--at {at}: not three numbers; write them as in --at 210.5,180,64") from error
-    return pd.DataFrame({"x": [x], "y": [y], "z": [z], "nodule": [f"at {at}"]})
+    from nodules.data import cut  # its libraries take long to import, and patches need none of them
+
+    if csv:
+        return cut.places(csv, spreadsheet(csv, text=True).drop(columns="malignant", errors="ignore"), unit)
+    if not unit:
+        raise InputError(f"--at {at}: not said what x, y, z are; add --voxel or --mm")
+    numbers = pd.to_numeric(pd.Series(at.split(",")), errors="coerce")
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
+        raise InputError(f"--at {at}: not three numbers; write them as in --at 210.5,180,64")
+    return cut.places(
+        Path("--at"), pd.DataFrame([numbers.to_list()], columns=["x", "y", "z"]).assign(nodule=f"at {at}"), unit
+    )
 
 
-def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series: str = "", unit: str = "") -> Judged:
+def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series: str = "") -> Judged:
     """Ask a model about patches, or places in scans.
 
     Args:
         taught: the model.
         source: a file of patches, or a scan or folder of scans.
-        table: the places, in scans, as for :func:`nodules.data.cut.places`.
+        table: the places in scans, as from :func:`table`.
         series: which scan of several, where the table does not say.
-        unit: of the places, ``mm`` or ``voxel``, where the table does not say.
 
     Raises:
         InputError: unreadable patches, scans or places.
     """
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder; name a scan, or a file of patches")
     if source.suffix.lower() in OPENERS:
+        if table is not None or series:
+            raise InputError(f"{source}: holds patches, not scans; leave out --at, --csv and --series")
         held = patches.read(str(source.resolve()), labelled=False)
         part = split.stacked(split.whole(held))
-        return Judged(part, taught.answers(part), {}, held.card.unit)
+        return Judged(part, taught.answers(part), {}, held.card.unit, source)
     if table is None:
         raise InputError(f"{source}: not said where the nodules are; give --at x,y,z or --csv, or a file of patches")
-    from nodules.data import cut  # its libraries take long to import, and patches need none of them
+    from nodules.data import cut
 
     images, tables, shown = [], [], {}
     if series and "series" in table:
         raise InputError(f"--series {series}: the table names the scan of each place itself; leave one of the two out")
-    for scan, rows in _scans(source, cut.places(source, table, unit), series):
+    for scan, rows in _scans(source, table, series):
         taken = cut.at_places(scan, rows)
         images.append(taken.images)
         tables.append(taken.table)
         for place in rows.to_dict("records"):
             shown[place["nodule"]] = cut.planes(scan, cut.voxel_of(scan, place), HALF_MM)
     part = model.part_of(np.concatenate(images), pd.concat(tables, ignore_index=True))
-    return Judged(part, taught.answers(part), shown, "HU")
+    return Judged(part, taught.answers(part), shown, "HU", source)
 
 
 def _scans(source: Path, table: pd.DataFrame, series: str) -> Iterator[tuple["Scan", pd.DataFrame]]:
@@ -118,7 +136,7 @@ def page(taught: Model, judged: Judged) -> str:
     css = (text.TEMPLATES / "pico.classless.min.css").read_text(encoding="utf-8")
     nodules = judged.answers.assign(row=np.arange(len(judged.answers)))
     sheets = [_sheet(taught, judged, rows) for _, rows in nodules.groupby("nodule", sort=False)]
-    return text.render("opinion.html", {"sheets": sheets, "about": taught.about, "pico": css})
+    return text.render("opinion.html", {"sheets": sheets, "source": judged.source, "about": taught.about, "pico": css})
 
 
 def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
