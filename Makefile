@@ -72,7 +72,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help figures notebooks sweep book slides assignment grades test gpu lab bench soak lint errors lock clean \
+.PHONY: help environment figures notebooks sweep book slides assignment grades test gpu lab bench soak lint errors lock clean \
 	distclean other-data data-kaggle data-lidc
 
 help:  ## show this
@@ -117,6 +117,8 @@ test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TES
 
 gpu: $(ENVIRONMENT)  ## prove on an NVIDIA GPU that it computes what the CPU does, and how fast; skipped elsewhere
 	"$(PY)" -m pytest -m gpu -s
+
+environment: $(ENVIRONMENT)  ## build the environment alone
 
 lab: $(ENVIRONMENT)  ## open the notebooks in JupyterLab (LAB_ARGS="--allow-root --ip=0.0.0.0" on a server)
 	"$(PY)" -m jupyter lab notebooks/01_data.ipynb $(LAB_ARGS)
