@@ -46,12 +46,20 @@ def test_the_interval_of_the_mean_holds_what_it_promises(seeds, splits, of_patie
     assert 0.935 < covered < 0.99, "never too narrow; wider where a spread of 0 is hard to tell from a small one"
 
 
-def test_parts_that_overlap_widen_the_interval():
-    values = simulated(np.random.default_rng(0), 0.1, 1.0)
-    low, high = spread.mixed(values, SPLITS, 0.0, 1 / 4)
-    _, of_splits = spread.components(values, SPLITS)
-    # Nearly all of the variance is that of splits: 4 degrees of freedom, and 1 / 5 + 1 / 4 in place of 1 / 5
-    assert (high - low) / 2 == pytest.approx(2.776 * of_splits * np.sqrt(1 / 5 + 1 / 4), rel=0.02)
+def test_the_interval_holds_where_each_split_tests_other_patients():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(2000):
+        everybody = rng.normal(0, 1, 300)
+        of_split = np.array([rng.choice(everybody, 30, replace=False).mean() for _ in range(5)])
+        values = of_split[SPLITS] + rng.normal(0, 0.05, len(SPLITS))
+        low, high = spread.mixed(values, SPLITS, 1 / np.sqrt(30), 30 / 300)
+        covered.append(low <= 0 <= high)
+    assert 0.93 < np.mean(covered) < 0.985
+
+
+def test_no_number_of_splits_averages_out_the_patients():
+    low, high = spread.mixed(np.full(25, 0.9), SPLITS, 0.04, 0.25)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.04 * 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(

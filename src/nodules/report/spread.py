@@ -58,24 +58,22 @@ def components(values: np.ndarray, split: np.ndarray) -> tuple[float, float]:
     return float(np.sqrt(within)), float(np.sqrt(over))
 
 
-def mixed(values: np.ndarray, split: np.ndarray, patients: float, shared: float) -> tuple[float, float]:
+def mixed(values: np.ndarray, split: np.ndarray, patients: float, tested: float) -> tuple[float, float]:
     """The 95% interval of the mean result over patients, splits and seeds together.
+
+    However many the splits, all of them are of the same patients, whose chance no split averages out.
 
     Args:
         values: results, (N,).
         split: the split of each, (N,).
         patients: standard error of one run by resampling patients.
-        shared: 1 if all patients are tested in every run, as in cross-validation. Else the ratio of test to training
-            patches: each split then tests other patients, so their chance is in the spread over splits, which is too
-            small since training parts overlap, and is corrected (Nadeau & Bengio 2003).
+        tested: share of all patients that a run tests, 1 in cross-validation: all of them together have a standard
+            error of ``patients`` times its square root.
     """
     count, groups = len(values), len(np.unique(split))
     of_seeds, of_splits = np.nan_to_num(components(values, split))
-    terms = [(of_seeds**2 / count, count - groups), (of_splits**2 / groups, groups - 1)]
-    if shared == 1 or groups == 1:
-        terms += [(patients**2, np.inf)]
-    else:
-        terms[1] = (of_splits**2 * (1 / groups + shared), groups - 1)
+    shared = patients**2 * (tested if groups > 1 else 1)
+    terms = [(of_seeds**2 / count, count - groups), (of_splits**2 / groups, groups - 1), (shared, np.inf)]
     variance = sum(term for term, _ in terms)
     freedom = variance**2 / max(sum(term**2 / df for term, df in terms if df > 0), 1e-300)  # Satterthwaite 1946
     half = float(stdtrit(min(max(freedom, 1), 1e6), 0.975) * np.sqrt(variance))
@@ -109,9 +107,8 @@ def summary(every: pd.DataFrame) -> pd.DataFrame:
     for (name, metric), group in every.groupby(["name", "metric"], sort=False):
         values, split = group["value"].to_numpy(), group["split"].to_numpy()
         half = (group["high"] - group["low"]).mean() / 2
-        part = group["n"].mean() / group["all"].mean()
-        shared = 1.0 if re.search(r"\d+ folds", name) else part / (1 - part)
-        low, high = np.clip(mixed(values, split, half / 1.96, shared), 0, 1)  # with few splits it is wide
+        tested = 1.0 if re.search(r"\d+ folds", name) else group["n"].mean() / group["all"].mean()
+        low, high = np.clip(mixed(values, split, half / 1.96, tested), 0, 1)  # with few splits it is wide
         of_seeds, of_splits = components(values, split)
         lines.append(
             {"name": name, "metric": metric, "runs": len(group), "mean": values.mean(), "one": half}
