@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PARTIAL = ".partial-"  # prefix of the name of a file that is being written
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-UNWRITABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # something else is in the way
+}
 
 
 def resolve(path: str | Path) -> Path:

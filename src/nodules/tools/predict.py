@@ -44,20 +44,18 @@ def table(at: str | None, csv: Path | None, unit: str = "") -> pd.DataFrame | No
     Raises:
         InputError: what is given does not say where the nodules are.
     """
-    if csv is None and at is None:
-        return None
-    from nodules.data import cut  # its libraries take long to import, and patches need none of them
-
     if csv:
+        from nodules.data import cut  # its libraries take long to import, and patches need none of them
+
         return cut.places(csv, spreadsheet(csv, text=True).drop(columns="malignant", errors="ignore"), unit)
+    if at is None:
+        return None
     if not unit:
         raise InputError(f"--at {at}: not said what x, y, z are; add --voxel or --mm")
     numbers = pd.to_numeric(pd.Series(at.split(",")), errors="coerce")
     if len(numbers) != 3 or not np.isfinite(numbers).all():
         raise InputError(f"--at {at}: not three numbers; write them as in --at 210.5,180,64")
-    return cut.places(
-        Path("--at"), pd.DataFrame([numbers.to_list()], columns=["x", "y", "z"]).assign(nodule=f"at {at}"), unit
-    )
+    return pd.DataFrame([numbers.to_list()], columns=["x", "y", "z"]).assign(unit=unit, nodule=f"at {at}")
 
 
 def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series: str = "") -> Judged:
