@@ -39,7 +39,7 @@ NOT_FOR = (
 @torch.inference_mode()
 def fitted(network: NoduleNet, images: np.ndarray) -> Member:
     """A network with what patches (N, C, 64, 64), those that taught it, look like to it."""
-    member = Member(network).to(device()).eval()
+    member = Member(network).to(device(), memory_format=torch.channels_last).eval()
     chunks = np.array_split(images, -(-len(images) // BATCH))
     features, statistics = zip(*(member(tensor(chunk))[1:3] for chunk in chunks), strict=True)
     few = min(COMPONENTS, len(images) - 1)
@@ -121,21 +121,26 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
 
 
 def left_out(part: Part, fold: np.ndarray, members: list[Member]) -> pd.DataFrame:
-    """One row per nodule: what the network that left it out finds, mean over slices; ``y, unit, fold, diameter``."""
-    rows = np.argsort(fold, kind="stable")
-    left = part.take(rows)
-    looks = [member.look(part.take(np.flatnonzero(fold == k)).images) for k, member in enumerate(members)]
+    """What the network that left a nodule out finds in it, mean over the slices that count, :func:`metrics.counted`.
+
+    Returns:
+        One row per nodule: ``p, distance, y, unit, fold, nodule, diameter`` and what else :meth:`Member.look` finds.
+    """
+    counts = metrics.counted(part.table.assign(nodule=part.nodules))
+    rows = [np.flatnonzero(counts & (fold == k)) for k in range(len(members))]
+    looks = [member.look(part.take(left).images) for member, left in zip(members, rows, strict=True)]
+    order = np.concatenate(rows)
+    left = part.take(order)
     found = pd.concat(looks, ignore_index=True).assign(
         p=lambda look: look[VIEWS].mean(axis=1),
         y=left.y,
-        fold=fold[rows],
+        fold=fold[order],
         nodule=left.nodules,
         unit=left.units,
         diameter=left.diameters,
     )
-    if "slice_index" in left.table:
-        found["slice_index"] = left.table["slice_index"].to_numpy()
-    return metrics.over_slices(found, ["p", "distance"]).drop_duplicates("nodule")
+    means = found.groupby("nodule")[["p", "distance"]].transform("mean")
+    return found.assign(**means).drop_duplicates("nodule")
 
 
 def unlike_line(distances: pd.Series) -> float:
