@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import nbformat
@@ -241,6 +242,25 @@ def test_no_scheduler_is_told_in_one_line(monkeypatch):
         sweep.connected("tcp://127.0.0.1:9", 1),
     ):
         pass
+
+
+def test_a_run_waits_until_a_worker_that_was_cut_off_has_left_its_folder(tmp_path):
+    (tmp_path / "log.txt").write_text("of an earlier attempt")
+    entered = threading.Event()
+
+    def enter():
+        with sweep._log_of(tmp_path):
+            entered.set()
+
+    with sweep._log_of(tmp_path) as log:
+        log.write("mine")
+        second = threading.Thread(target=enter)
+        second.start()
+        assert not entered.wait(0.5)
+        log.flush()
+        assert (tmp_path / "log.txt").read_text() == "mine"
+    second.join(10)
+    assert entered.is_set()
 
 
 # Real workers

@@ -6,6 +6,7 @@ and code, and never computed twice.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TextIO
 
 import dask
 import fsspec
@@ -174,7 +175,7 @@ def perform(job: Job) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     limit = run.time_limit(job.parameters, None)
     with (
-        (folder / "log.txt").open("w", encoding="utf-8") as log,
+        _log_of(folder) as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
         _leash(),
@@ -202,6 +203,16 @@ def perform(job: Job) -> float:
             store.files.put_file(str(folder / f"{name}.ipynb"), f"{store.root}/{folder.name}/{name}.ipynb")
     store.keep(job.key, content)
     return seconds
+
+
+@contextlib.contextmanager
+def _log_of(folder: Path) -> Iterator[TextIO]:
+    """A run's log, once nobody else writes to it: a worker that was cut off may still be in the run's folder."""
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError):  # some network drives lack locks
+            fcntl.flock(log, fcntl.LOCK_EX)
+        log.truncate(0)
+        yield log
 
 
 @contextlib.contextmanager
