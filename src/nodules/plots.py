@@ -19,6 +19,7 @@ from nodules.errors import InputError
 
 sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"image.cmap": "gray"})
 BLUE, ORANGE, GREEN = sns.color_palette("colorblind")[:3]
+EDGES = {"axial": "RA", "coronal": "RH", "sagittal": "AH"}  # right, anterior, head: at the left and at the top
 LAID_OVER = 0.8  # opacity of an activation map at its maximum; at 0 it is transparent
 CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
@@ -745,6 +746,7 @@ def whole_slice(plane: np.ndarray, place: np.ndarray, window: list[float]) -> Fi
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(plane, vmin=window[0], vmax=window[1], aspect="auto")
     axis.plot(*place, "+", color=ORANGE, markersize=18)
+    _lettered(axis, "axial")
     axis.set_axis_off()
     return figure
 
@@ -765,6 +767,12 @@ def planes(
     return figure
 
 
+def _lettered(axis: Any, plane: str) -> None:
+    """Mark where the left and the upper edge of a plane of a scan lie in the patient; leave other pictures alone."""
+    for letter, at in zip(EDGES.get(plane, ""), ((0.03, 0.43), (0.43, 0.93)), strict=False):
+        axis.text(*at, letter, transform=axis.transAxes, color=ORANGE, fontsize=9, weight="bold")
+
+
 def _crossed(
     axes: np.ndarray,
     pictures: tuple[np.ndarray, ...],
@@ -772,8 +780,11 @@ def _crossed(
     sides_mm: list[list[float]],
     window: list[float],
 ) -> None:
-    """Draw pictures with a cross that leaves their middle free, in mm where their sides are known."""
+    """Draw pictures that have a name, with a cross that leaves their middle free; in mm where their sides are known."""
     for axis, picture, name, sides in zip(axes, pictures, names, sides_mm, strict=True):
+        if not name:
+            axis.set_axis_off()
+            continue
         half = [side / 2 for side in sides or picture.shape[::-1]]
         axis.imshow(picture, vmin=window[0], vmax=window[1], extent=(-half[0], half[0], half[1], -half[1]))
         axis.set_title(name, fontsize=10)
@@ -782,6 +793,7 @@ def _crossed(
         for line in (axis.axvline, axis.axhline):
             for low, high in ((0, 0.3), (0.7, 1)):
                 line(0, low, high, color=ORANGE, linewidth=0.8)
+        _lettered(axis, name)
 
 
 def opinion(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nodules import __main__, model, paths
+from nodules import __main__, model, paths, plots
 from nodules.data import patches, phantom_scan, scans
 from nodules.errors import InputError
 from nodules.tools import predict
@@ -153,9 +153,35 @@ def test_patches_need_no_labels(own, tmp_path):
     taught = model.load(model.DEFAULT)
     judged = predict.judge(taught, tmp_path / "own.npz")
     assert len(predict.listed(judged)) == 3 and judged.unit == "HU"
-    assert "slice below" in predict.page(taught, judged) or predict.page(taught, judged).count("<h1>") == 3
     with pytest.raises(InputError, match="no 'malignant' in it"):
         patches.read(str(tmp_path / "own.npz"))
+
+
+def drawn(monkeypatch, judged):
+    """The figures of a page's sheets, each as the names of its first three pictures and the letters in them."""
+    figures, png = [], plots.png
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or png(figure))
+    predict.page(model.load(model.DEFAULT), judged)
+    return [
+        {axis.get_title(): "".join(text.get_text() for text in axis.texts) for axis in figure.axes[:3]}
+        for figure in figures
+    ]
+
+
+def test_planes_say_which_side_is_which_and_a_patch_alone_is_shown_once(practice, tmp_path, monkeypatch):
+    folder, spots = practice
+    place = ",".join(f"{spots.iloc[0][name]}" for name in ("x", "y", "z"))
+    of_scan = predict.judge(model.load(model.DEFAULT), folder / "chest.mhd", predict.table(place, None, "voxel"))
+    # columns run to the patient's left, rows to the back, slices to the head, which is shown at the top
+    assert drawn(monkeypatch, of_scan) == [{"axial": "RA", "coronal": "RH", "sagittal": "AH"}]
+    images = np.random.default_rng(0).integers(-1000, 400, (3, 64, 64), dtype=np.int16)
+    np.savez(tmp_path / "a.npz", images=images, unit="HU")
+    assert (
+        drawn(monkeypatch, predict.judge(model.load(model.DEFAULT), tmp_path / "a.npz")) == [{"": "", "slice": ""}] * 3
+    )
+    np.savez(tmp_path / "b.npz", images=images, unit="HU", nodule=["a"] * 3, slice_index=[1, 2, 3])
+    neighbours = predict.judge(model.load(model.DEFAULT), tmp_path / "b.npz")
+    assert drawn(monkeypatch, neighbours) == [{"slice below": "", "slice": "", "slice above": ""}]
 
 
 def test_names_from_outside_can_not_write_into_the_page(tmp_path):

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 HALF_MM = 30.0  # of the planes through a nodule
 SHOWN = 40  # rows printed
-NAMES = {"scan": ["axial", "coronal", "sagittal"], "patches": ["slice below", "slice", "slice above"]}
+NAMES = {
+    "scan": ["axial", "coronal", "sagittal"],
+    "slices": ["slice below", "slice", "slice above"],
+    "patch": ["", "slice", ""],  # nothing is known of others
+}
 
 
 class Judged(NamedTuple):
@@ -144,11 +148,14 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     answer = rows.iloc[len(rows) // 2].to_dict()  # the slice of the place, or the middle one
     slices = list(judged.part.take(np.array([answer["row"]])).images[0]), [[], [], []]
     planes, sides = judged.shown.get(answer["nodule"], slices)
-    names = NAMES["scan" if judged.shown else "patches"]
+    beside = "slices" if "slice_index" in judged.part.table else "patch"
+    names = NAMES["scan" if judged.shown else beside]
     window = list(transforms.default_window(judged.unit))
     figure = plots.opinion(**model.pictured(taught, judged.part, answer, planes, sides, names, window))
     figure.set_label(
         f"{plots.title(figure)}: three pictures of the nodule, what the networks see, evidence, contributions"
     )
     picture = base64.b64encode(plots.png(figure)).decode()
-    return answer | {"picture": picture, "label": figure.get_label(), "parts": {name: answer[name] for name in GROUPS}}
+    contributions = {name: answer[name] for name in GROUPS}
+    about = {"picture": picture, "label": figure.get_label(), "planes": bool(judged.shown), "parts": contributions}
+    return answer | about
