@@ -283,6 +283,11 @@ def test_luna16_is_joined_with_the_ratings_of_lidc(tmp_path, annotated, flipped)
     assert held.card.title == "LUNA16" and set(held.table["nodule"]) == {annotated["nodule"]}
     assert (held.images[len(held) // 2][31:33, 31:33] == 700).any(), "in the middle"
 
+    listed.assign(coordX=x + 90).to_csv(tmp_path / "annotations.csv", index=False)
+    with pytest.raises(InputError, match="no nodule with a label in its scans"):
+        cut.dataset(tmp_path, tmp_path / "none.npz", tmp_path / "parts", 1)
+    assert not (tmp_path / "none.npz").exists() and not (tmp_path / "parts").exists()
+
 
 def test_masks_of_real_nodules_are_those_known_before(real):
     with np.load(real("lidc_stacks_dev.npz")) as known:

@@ -432,6 +432,7 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     if not held and refused:
         raise InputError(refused[0])
     if not held:
+        shutil.rmtree(parts)
         raise InputError(f"{folder}: no nodule with a label in its scans; add scans, or a table of places")
     table = pd.concat([tables[part] for part in held], ignore_index=True)
     _write(out, held, table, source)
