@@ -13,7 +13,6 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from nodules.data import files, lidc, scans
 from nodules.data.scans import AIR, Found, Scan
 from nodules.data.sources import SIDE
 from nodules.errors import InputError
+from nodules.workers import processes
 
 REACH = 2  # slices below and above a place: the middle ones of the five then have their neighbours
 UNITS = ("mm", "voxel")
@@ -420,8 +420,8 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     bar = {"total": len(work), "desc": "cutting", "unit": "scan"}
     if workers > 1:
         try:
-            with ProcessPoolExecutor(workers) as pool:
-                done = list(tqdm(pool.map(partial(_part, parts, key), work), **bar))
+            with processes(workers) as executor:
+                done = list(tqdm(executor.map(partial(_part, parts, key), work), **bar))
         except BrokenProcessPool as error:
             raise InputError(f"{folder}: a process died, perhaps for want of memory; use fewer --workers") from error
     else:

@@ -9,11 +9,8 @@ database and clusters); Riederer et al. 1978, doi:10.1088/0031-9155/23/3/008 (no
 """
 
 import hashlib
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,6 +26,7 @@ from tqdm import tqdm
 
 from nodules.data import lidc
 from nodules.data.sources import CLASSES
+from nodules.workers import processes
 
 Array, Rng = np.ndarray, np.random.Generator
 
@@ -591,19 +589,13 @@ def _rendered(
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc="phantom", unit="patch"))
         if workers > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=_end_with_parent))
-            renderings = pool.map(_render_nodule, *arguments, chunksize=8)
+            executor = stack.enter_context(processes(workers))
+            renderings = executor.map(_render_nodule, *arguments, chunksize=8)
         else:
             renderings = map(_render_nodule, *arguments)
         for rendering in renderings:
             bar.update(len(rendering[0]))
             yield rendering
-
-
-def _end_with_parent() -> None:
-    """End a worker when its parent is killed; otherwise it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def rescan(
