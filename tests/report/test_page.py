@@ -238,14 +238,19 @@ def test_the_first_screen_answers_the_question(content, tmp_path):
 
 
 def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(answer, "SWEPT", tmp_path / "swept.json")
-    assert "runs on a phantom" not in shown(content, tmp_path), "nothing is said of a sweep that nobody ran"
+    places = {"divisions": tmp_path / "divisions.json", "runs on a phantom": tmp_path / "phantom.json"}
+    monkeypatch.setattr(answer, "SWEPT", places)
+    assert "How much is chance" not in shown(content, tmp_path), "nothing is said of sweeps that nobody ran"
     found = [{"fact": "added_nodules", "above": 21, "below": 0}, {"fact": "gain_nodules", "above": 3, "below": 7}]
-    record.write_json(answer.SWEPT, {"runs": 24, "findings": found})
+    record.write_json(places["runs on a phantom"], {"runs": 24, "findings": found})
+    assert "in 24 runs on a phantom. That" in shown(content, tmp_path)
+    found = [{"fact": "added_nodules", "above": 5, "below": 0}, {"fact": "gain_nodules", "above": 2, "below": 0}]
+    record.write_json(places["divisions"], {"runs": 5, "findings": found})
     report = shown(content, tmp_path)
     first = report[report.index("<main>") : report.index("<h2")]
-    assert "24 runs on a phantom" in first and "in 21 of 24" in first
-    assert "alone, in 3, and that it loses, in 7" in first
+    assert "in 5 divisions and in 24 runs on a phantom" in first
+    assert "adds to the ruler is sure in 5 of 5 and 21 of 24 of them" in first
+    assert "alone, in 2 of 5 and 3 of 24; that it loses to it, in 0 of 5 and 7 of 24." in first
 
 
 def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):

@@ -11,8 +11,12 @@ from nodules import paths
 from nodules.evaluation import metrics
 from nodules.report import text
 
-SWEPT = paths.ROOT / "figures" / "headline" / "results.json"  # of make sweep, if it has been run
-REAL = text.TEMPLATES / "real"  # what make figures kept of a run on real nodules, which are not part of this project
+REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
+SWEPT = {  # the results of sweeps
+    "divisions of the real patients into folds": REAL / "splits.json",
+    "runs on a phantom, simulated patches (`figures/headline/report.html`)": paths.ROOT
+    / "figures/headline/results.json",
+}
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
     "benign": ("always “benign”, per patch", r"prevalence"),
@@ -30,12 +34,19 @@ def real() -> dict[str, Any]:
     return json.loads((REAL / "results.json").read_text(encoding="utf-8"))
 
 
-def swept() -> dict[str, Any] | None:
-    """How many ``runs`` the default sweep made, and its findings by fact; None without a sweep."""
-    if not SWEPT.exists():
-        return None
-    content = json.loads(SWEPT.read_text(encoding="utf-8"))
-    return {"runs": content["runs"]} | {finding["fact"]: finding for finding in content["findings"]}
+def swept() -> list[dict[str, Any]]:
+    """Of each sweep that there is: ``runs``, how many; ``of``, what they are; and its findings by fact."""
+    found = []
+    for kind, path in SWEPT.items():
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            facts = {finding["fact"]: finding for finding in content["findings"]}
+            found += (
+                [{"runs": content["runs"], "of": kind, **facts}]
+                if {"added_nodules", "gain_nodules"} <= set(facts)
+                else []
+            )
+    return found
 
 
 def ingredients() -> pd.DataFrame:
