@@ -50,12 +50,14 @@ def swept() -> list[dict[str, Any]]:
 
 
 def ingredients() -> pd.DataFrame:
-    """What each ingredient of the nodule network gained there: ``without, per patch, per nodule``."""
+    """What each ingredient of the nodule network gained, on real nodules and on the phantom, as people read it."""
     table = pd.read_csv(REAL / "ingredients.csv")
     table["gain"] = [f"{row.value:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()]
-    wide = table.pivot(index="without", columns="counted", values="gain").reindex(table["without"].unique())
-    wide.columns = [f"per {counted.removesuffix('s')}" for counted in wide.columns]
-    return wide[sorted(wide.columns, reverse=True)].reset_index().rename(columns={"without": "compared with"})
+    table["where"] = table["data"] + ", per " + table["counted"].str.removesuffix("s")
+    wide = table.pivot(index="without", columns="where", values="gain")[table["where"].unique()]
+    return (
+        wide.reindex(table["without"].unique()).fillna("").reset_index(names="compared with").rename_axis(columns=None)
+    )
 
 
 def rows(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
