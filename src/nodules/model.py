@@ -43,12 +43,15 @@ NEEDED = {
     "threshold": float,
     "conformal_line": float,
     "unlike_line": float,
+    "centre_line": float,
     "sha256": str,
 }  # in the description
 MOST = 100  # networks
 LEAST = 1e-6  # probability
 GROWN = 4  # of them a side of a cell of the maps
 CELL = (SIDE - 2 * MARGIN) / GRID  # side of a cell of the attention, pixels
+CENTRE = slice(GRID // 2 - 1, GRID // 2 + 1)  # the two cells on both sides of the middle
+UNLIKE, EMPTY = "unlike what the model has seen", "no nodule seen in the middle"  # remarks
 
 
 class Member(nn.Module):
@@ -71,7 +74,7 @@ class Member(nn.Module):
         self.register_buffer("noise", torch.ones(()))
 
     def forward(self, images: Tensor, first: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logit (N,) of malignant against benign, features (N, 385), statistics (N, 704), cells inside (N,).
+        """Logit (N,) of malignant against benign, features (N, 385), statistics (N, 704), attention (N, 12, 12).
 
         Args:
             images: (N, C, 64, 64).
@@ -85,7 +88,7 @@ class Member(nn.Module):
         inside = self.network.outline(maps).sigmoid()
         features = self.network.pooled(maps, inside)
         logits = self.network.head(features).diff(dim=1)[:, 0]
-        return logits, features, torch.cat(statistics, 1), inside.sum((1, 2, 3))
+        return logits, features, torch.cat(statistics, 1), inside[:, 0]
 
     def distance(self, statistics: Tensor) -> Tensor:
         """Squared Mahalanobis distance (N,) of statistics (N, 704), per statistic: about 1 for what was seen."""
@@ -104,18 +107,32 @@ class Member(nn.Module):
         """What this network finds in patches (N, C, 64, 64).
 
         Returns:
-            Probabilities ``view 0`` .. ``view 7`` in the symmetries of the square, ``distance``, ``cells`` and the
-            ``GROUPS`` of the patch as it is.
+            Probabilities ``view 0`` .. ``view 7`` in the symmetries of the square; and of the patch as it is
+            ``distance``, ``cells`` inside, ``centre`` (the highest attention to the four cells in the middle) and
+            ``GROUPS``.
         """
         found = []
         for start in range(0, len(images), BATCH):
             batch = tensor(images[start : start + BATCH])
             count, turned = len(batch), torch.cat([transforms.dihedral(batch, view) for view in range(SYMMETRIES)])
-            logits, features, statistics, cells = self.eval()(turned, count)
-            views = logits.view(SYMMETRIES, count).T.double().sigmoid()
-            rest = torch.column_stack([self.distance(statistics), cells[:count], self.parts(features[:count])])
+            logits, features, statistics, inside = self.eval()(turned, count)
+            views, inside = logits.view(SYMMETRIES, count).T.double().sigmoid(), inside[:count]
+            cells, centre = inside.sum((1, 2)), inside[:, CENTRE, CENTRE].amax((1, 2))
+            rest = torch.column_stack([self.distance(statistics), cells, centre, self.parts(features[:count])])
             found.append(torch.cat([views, rest], 1).cpu().numpy())
-        return pd.DataFrame(np.concatenate(found), columns=[*VIEWS, "distance", "cells", *GROUPS])
+        return pd.DataFrame(np.concatenate(found), columns=[*VIEWS, "distance", "cells", "centre", *GROUPS])
+
+
+def marks(found: pd.DataFrame, lines: dict[str, float]) -> pd.DataFrame:
+    """Which of what :meth:`Member.look` finds in patches crosses a line, a column for each remark on it.
+
+    Args:
+        found: ``distance`` and ``centre``.
+        lines: ``unlike_line`` and ``centre_line``.
+    """
+    return pd.DataFrame(
+        {UNLIKE: found["distance"] > lines["unlike_line"], EMPTY: found["centre"] < lines["centre_line"]}
+    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class Model:
         size = 2 * np.sqrt(found["cells"] / np.pi) * CELL * found["pixel_spacing_mm"]
         called = np.where(p >= about["threshold"], CLASSES[1], CLASSES[0])
         told = {"p": p, "p_low": low, "p_high": high, "set": sets, "called": called, "size_mm": size}
-        told = found.assign(**told, remark=self._remarks(found["distance"], found["pixel_spacing_mm"]))
+        told = found.assign(**told, remark=self._remarks(found))
         return told[[*ANSWER, "distance", "size_mm", *GROUPS]]
 
     def _found(self, part: Part) -> pd.DataFrame:
@@ -175,14 +192,14 @@ class Model:
         means = pd.DataFrame(numbers).groupby(named[counted].to_numpy()).mean().loc[named]
         return known[["id", "patient", "nodule", "pixel_spacing_mm"]].assign(**means.set_index(known.index))
 
-    def _remarks(self, distance: pd.Series, spacing: pd.Series) -> list[str]:
-        """What is unlike the patches seen: statistics too far from theirs, or pixels of another width."""
+    def _remarks(self, found: pd.DataFrame) -> list[str]:
+        """What is odd about patches: their :func:`marks`, and pixels of another width than those seen."""
         low, high = self.about["input"]["pixel_spacing_mm"] or (0, math.inf)
-        remarks = []
-        for far, mm in zip(distance > self.about["unlike_line"], spacing, strict=True):
+        marked, remarks = marks(found, self.about), []
+        for crossed, mm in zip(marked.to_numpy(), found["pixel_spacing_mm"], strict=True):
             odd = not (np.isnan(mm) or 0.99 * low <= mm <= 1.01 * high)
             width = f"pixels of {mm:.2f} mm, but {low:.2f} to {high:.2f} mm were seen"
-            remarks.append("; ".join(["unlike what the model has seen"] * far + [width] * odd))
+            remarks.append("; ".join([*marked.columns[crossed], *[width] * odd]))
         return remarks
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

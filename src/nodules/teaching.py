@@ -1,7 +1,7 @@
 """Teaches a model to hand over, by cross-validation.
 
-Whatever turns logits into an answer (temperature, threshold, conformal line, the line beyond which a patch is unlike
-those seen) comes from the answers to patients left out.
+Whatever turns logits into an answer (temperature, conformal line, the lines beyond which it is remarked on) comes from
+the answers to patients left out.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ from nodules.record import git_revision, write_json
 
 THRESHOLD = 0.5  # of the call: where accuracy is measured, and never at odds with the conformal set
 LEAST_NOISE = 1e-6  # variance
-FALSE_ALARMS = 0.02  # share of nodules like those seen that are nevertheless called unlike
+FALSE_ALARMS = 0.02  # share of nodules that cross a line for no reason
 NOT_FOR = (
     "Not a medical device. Not for diagnosis, treatment, screening or advice. The labels are radiologists' opinions of "
     "how suspicious a nodule looks; no disease was proven. It finds no nodules: whatever lies at a place is judged as "
@@ -111,7 +111,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
         "alpha": decisions.ALPHA,
         "conformal_line": min(decisions.conformal_line(y, calm), 1.0),
         "false_alarms": FALSE_ALARMS,
-        "unlike_line": unlike_line(nodules["distance"]),
+        **lines(nodules),
         "scores": metrics.score(y, calm, units, **scored),
         "not_for": NOT_FOR,
         "git_revision": git_revision(),
@@ -124,7 +124,7 @@ def left_out(part: Part, fold: np.ndarray, members: list[Member]) -> pd.DataFram
     """What the network that left a nodule out finds in it, mean over the slices that count, :func:`metrics.counted`.
 
     Returns:
-        One row per nodule: ``p, distance, y, unit, fold, nodule, diameter`` and what else :meth:`Member.look` finds.
+        One row per nodule: ``p, distance, centre``, and ``y, unit, fold, nodule, diameter``.
     """
     counts = metrics.counted(part.table.assign(nodule=part.nodules))
     rows = [np.flatnonzero(counts & (fold == k)) for k in range(len(members))]
@@ -139,13 +139,15 @@ def left_out(part: Part, fold: np.ndarray, members: list[Member]) -> pd.DataFram
         unit=left.units,
         diameter=left.diameters,
     )
-    means = found.groupby("nodule")[["p", "distance"]].transform("mean")
+    means = found.groupby("nodule")[["p", "distance", "centre"]].transform("mean")
     return found.assign(**means).drop_duplicates("nodule")
 
 
-def unlike_line(distances: pd.Series) -> float:
-    """The distance beyond which a nodule is called unlike those seen, from distances of nodules left out."""
-    return float(np.quantile(distances, 1 - FALSE_ALARMS))
+def lines(nodules: pd.DataFrame) -> dict[str, float]:
+    """The lines of :func:`nodules.model.marks`, from nodules left out; each is crossed by ``FALSE_ALARMS`` of them."""
+    distance, centre = nodules["distance"], nodules["centre"]
+    quantiles = np.quantile(distance, 1 - FALSE_ALARMS), np.quantile(centre, FALSE_ALARMS)
+    return dict(zip(("unlike_line", "centre_line"), map(float, quantiles), strict=True))
 
 
 def teach(

@@ -25,6 +25,7 @@ UNLIKE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "noise alone": lambda images: np.random.default_rng(0).normal(size=images.shape),
     "inverted grey levels": lambda images: -images,
     "blurred by 4 pixels": lambda images: gaussian_filter(images, (0, 0, 4, 4)),
+    "the nodule 12 pixels off the middle": lambda images: np.roll(images, 12, axis=-1),
     "the nodule at the patch's edge": lambda images: np.roll(images, patches.SIDE // 2, axis=-1),
 }
 
@@ -119,9 +120,9 @@ def measured(taught: Model, part: Part, phantom: Part | None, options: dict[str,
 
 
 def marked(taught: Model, part: Part, options: dict[str, Any]) -> dict[str, Any]:
-    """What is called unlike, of the patches of each fold and of what they are turned into.
+    """What is remarked on, of the patches of each fold and of what they are turned into.
 
-    Each fold is judged by the network that left it out, by a line from the other folds.
+    Each fold is judged by the network that left it out, by lines from the other folds.
 
     Returns:
         ``false``, the share of nodules with its interval; ``caught``, the share of patches by what was done to them.
@@ -131,13 +132,12 @@ def marked(taught: Model, part: Part, options: dict[str, Any]) -> dict[str, Any]
     false, caught = [], []
     for k, member in enumerate(taught.members):
         own = nodules["fold"] == k
-        line = teaching.unlike_line(nodules["distance"][~own])
-        false.append(nodules[own]["distance"] > line)
+        lines = teaching.lines(nodules[~own])
+        false.append(model.marks(nodules[own], lines).any(axis=1))
         left = part.take(np.flatnonzero(fold == k))
         few = left.images[:: -(-len(left) // SHOWN)].astype(np.float32)
-        caught.append(
-            {name: float((member.look(made(few))["distance"] > line).mean()) for name, made in UNLIKE.items()}
-        )
+        looks = {name: member.look(made(few)) for name, made in UNLIKE.items()}
+        caught.append({name: model.marks(look, lines).any(axis=1).mean() for name, look in looks.items()})
     held = pd.concat(false).reindex(nodules.index).to_numpy(float)
     return {
         "false": metrics.mean(held, nodules["unit"].to_numpy(), seed),
