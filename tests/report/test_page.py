@@ -253,6 +253,38 @@ def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp
     assert "alone, in 2 of 5 and 3 of 24; that it loses to it, in 0 of 5 and 7 of 24." in first
 
 
+def test_findings_are_compared_with_those_of_a_machine_without_bfloat16(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(answer, "FLOAT32", tmp_path / "float32.json")
+    there = {"gain_patches": 0.02, "gain_patches_low": -0.01, "gain_patches_high": 0.05}  # here surely above 0
+    there |= {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "inflation_auc": 0.03}  # the last without an interval
+    record.write_json(answer.FLOAT32, {"profile": "demo-phantom", "facts": {"x": there}})
+    told = section(shown(content, tmp_path), "Does it hold on another machine?")
+    assert "1 of 2 differences agree" in told
+    for name, one, other, agree in (
+        (answer.FINDINGS["gain_patches"], "+0.021 (+0.010 to +0.032)", "+0.020 (-0.010 to +0.050)", "no"),
+        (answer.FINDINGS["gain"], "+0.034 (+0.011 to +0.070)", "+0.020 (+0.010 to +0.030)", "yes"),
+    ):
+        (line,) = (line for line in told.split("<tr>") if f"<td>{name}</td>" in line)
+        assert [f"<td>{cell}</td>" in line for cell in (one, other, agree)] == [True] * 3
+    for run in content["runs"]:
+        run["profile"] = "demo-kaggle"
+    assert "Does it hold on another machine?" not in shown(content, tmp_path), "only the same run is compared"
+
+
+def test_each_ingredient_stands_in_a_line_with_real_nodules_and_phantom_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer, "REAL", tmp_path)
+    (tmp_path / "ingredients.csv").write_text(
+        "data,without,counted,value,low,high\nreal nodules,a,patches,0.1,0.05,0.15\nphantom,a,patches,-0.1,-0.2,0\n"
+        "real nodules,b,patches,0.2,0.1,0.3\n"
+    )
+    table = answer.ingredients()
+    assert list(table) == ["compared with", "real nodules, per patch", "phantom, per patch"]
+    assert table.fillna("not measured").to_numpy().tolist() == [
+        ["a", "+0.100 (+0.050 to +0.150)", "-0.100 (-0.200 to +0.000)"],
+        ["b", "+0.200 (+0.100 to +0.300)", "not measured"],
+    ]
+
+
 def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):
     report = shown(content, tmp_path)
     assert "With all 579 training patients" in report and "extrapolates this to 0.896" in report

@@ -5,6 +5,7 @@ import re
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nodules import paths
@@ -17,12 +18,23 @@ SWEPT = {  # the results of sweeps
     "runs on a phantom, simulated patches (`figures/headline/report.html`)": paths.ROOT
     / "figures/headline/results.json",
 }
+FLOAT32 = text.TEMPLATES / "float32.json"  # what the default run found where torch was told to do without bfloat16
+FINDINGS = {  # differences that notebooks keep as facts
+    "gain_nodules": "nodule network minus ruler, AUC per nodule",
+    "gain_patches": "nodule network minus ruler, AUC per patch",
+    "added_nodules": "network and ruler minus ruler, AUC per nodule",
+    "added_patches": "network and ruler minus ruler, AUC per patch",
+    "gain_slices": "all slices minus one, AUC per nodule",
+    "gain": "test-time augmentation, accuracy",
+    "inflation_auc": "shuffled minus patients apart, AUC",
+}
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
     "benign": ("always “benign”, per patch", r"prevalence"),
     "frozen": ("like the report: frozen ResNet, TTA; per patch", r"second result, with TTA"),
     "patch": ("nodule network, per patch", r"nodule network, \d+ folds, patches"),
     "ruler": ("a ruler, per nodule", r"ruler on the whole nodule, \d+ folds, nodules"),
+    "whole": ("ResNet50, all layers, per nodule", r"whole network, \d+ folds, nodules"),
     "nodule": ("nodule network, per nodule", r"nodule network, \d+ folds, nodules"),
     "both": ("nodule network and ruler, per nodule", r"network and ruler, \d+ folds, nodules"),
 }
@@ -35,29 +47,50 @@ def real() -> dict[str, Any]:
 
 
 def swept() -> list[dict[str, Any]]:
-    """Of each sweep that there is: ``runs``, how many; ``of``, what they are; and its findings by fact."""
-    found = []
-    for kind, path in SWEPT.items():
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            facts = {finding["fact"]: finding for finding in content["findings"]}
-            found += (
-                [{"runs": content["runs"], "of": kind, **facts}]
-                if {"added_nodules", "gain_nodules"} <= set(facts)
-                else []
-            )
-    return found
+    """Of each sweep that met both questions: ``runs``, how many; ``of``, what they are; and its findings by fact."""
+    kept = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in SWEPT.items() if path.exists()}
+    found = [
+        {"runs": content["runs"], "of": kind} | {finding["fact"]: finding for finding in content["findings"]}
+        for kind, content in kept.items()
+    ]
+    return [sweep for sweep in found if {"added_nodules", "gain_nodules"} <= set(sweep)]
+
+
+def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
+    """What the default run finds here and without bfloat16: ``finding, here, there, agree``; empty for another run.
+
+    They agree if both are surely above 0, both surely below, or both neither.
+    """
+    kept = json.loads(FLOAT32.read_text(encoding="utf-8"))
+    if kept["profile"] != content["runs"][0]["profile"]:
+        return pd.DataFrame()
+    here, there = facts(content), facts(kept)
+    shared = [fact for fact in FINDINGS if f"{fact}_low" in here and f"{fact}_low" in there]
+    signs = [[text.excludes(run, fact) * np.sign(run[fact]) for run in (here, there)] for fact in shared]
+    return pd.DataFrame(
+        {
+            "finding": [FINDINGS[fact] for fact in shared],
+            **{
+                name: [text.interval(run, fact, "+.3f") for fact in shared]
+                for name, run in (("here", here), ("there", there))
+            },
+            "agree": [ours == theirs for ours, theirs in signs],
+        }
+    )
 
 
 def ingredients() -> pd.DataFrame:
     """What each ingredient of the nodule network gained, on real nodules and on the phantom, as people read it."""
     table = pd.read_csv(REAL / "ingredients.csv")
     table["gain"] = [f"{row.value:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()]
-    table["where"] = table["data"] + ", per " + table["counted"].str.removesuffix("s")
+    table["where"] = table["data"] + ", per " + table["counted"].map({"patches": "patch", "nodules": "nodule"})
     wide = table.pivot(index="without", columns="where", values="gain")[table["where"].unique()]
-    return (
-        wide.reindex(table["without"].unique()).fillna("").reset_index(names="compared with").rename_axis(columns=None)
-    )
+    return wide.reindex(table["without"].unique()).reset_index(names="compared with").rename_axis(columns=None)
+
+
+def facts(content: dict[str, Any]) -> dict[str, Any]:
+    """The facts of all notebooks of a run."""
+    return {key: value for of_notebook in content["facts"].values() for key, value in of_notebook.items()}
 
 
 def rows(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -99,10 +132,9 @@ def table(content: dict[str, Any]) -> pd.DataFrame:
 def values(content: dict[str, Any]) -> dict[str, Any]:
     """What ``answer.md`` names: ``reported``, rows and facts of the run on real nodules and of this one, ``swept``."""
     kept = real()
-    facts = {key: value for of_notebook in kept["facts"].values() for key, value in of_notebook.items()}
     return {
         "reported": reported()[0],
         "swept": swept(),
         "here": rows(content),
-        "real": rows(kept) | {"card": kept["card"], "facts": facts},
+        "real": rows(kept) | {"card": kept["card"], "facts": facts(kept)},
     }

@@ -102,7 +102,7 @@ def page(
         tables: captions and tables.
         folder: where the figures are.
     """
-    values = cards.values(content) | _comparison()
+    values = cards.values(content) | _comparison(content)
     values |= {"data_card": cards.data_card(content), "results": cards.result_table(content["rows"])}
     values |= {"figures": Album(figures), "tables": [(caption, table.map(_legible)) for caption, table in tables]}
     report = text.render("report.md", values | {"left_out": content["left_out"]})
@@ -218,8 +218,8 @@ def _gather(folders: list[Path]) -> dict[str, Any]:
     }
 
 
-def _comparison() -> dict[str, Any]:
-    """What ``discussion.md`` names: a kept run on real nodules beside what others report (``cited.csv``)."""
+def _comparison(content: dict[str, Any]) -> dict[str, Any]:
+    """What ``discussion.md`` names: kept runs beside what others report (``cited.csv``), and beside this one."""
     kept = list(answer.rows(answer.real()).values())
     kept = cards.result_table(kept).assign(data="real nodules of LIDC-IDRI", source="this project, a kept run")
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
@@ -231,6 +231,7 @@ def _comparison() -> dict[str, Any]:
     return {
         "compared": pd.concat([kept, theirs])[columns].fillna("not stated"),
         "measured": answer.ingredients(),
+        "elsewhere": answer.elsewhere(content),
     }
 
 

@@ -11,20 +11,12 @@ from scipy.special import stdtrit
 
 from nodules import plots, record
 from nodules.report import page, text
+from nodules.report.answer import FINDINGS
 
 RUNS = "runs.json"  # what every run found, by key
 RESULTS = "results.json"
 METRICS = {"accuracy": "accuracy", "auc": "AUC", "matched_auc": "size-matched AUC"}
 SEEDS = ("split_seed", "seed")
-FINDINGS = {  # differences that notebooks keep as facts
-    "gain_nodules": "nodule network minus ruler, AUC per nodule",
-    "gain_patches": "nodule network minus ruler, AUC per patch",
-    "added_nodules": "network and ruler minus ruler, AUC per nodule",
-    "added_patches": "network and ruler minus ruler, AUC per patch",
-    "gain_slices": "all slices minus one, AUC per nodule",
-    "gain": "test-time augmentation, accuracy",
-    "inflation_auc": "shuffled minus patients apart, AUC",
-}
 
 
 def kept(folder: Path) -> dict[str, dict[str, Any]]:
