@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 PROGRAM = """
-import time
+import signal, time
 from nodules.workers import processes
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background inherits that it is ignored
 with processes(2) as executor:
     for done in executor.map(time.sleep, [0.3] * 200):
         print("done", flush=True)
