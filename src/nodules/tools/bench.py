@@ -36,7 +36,7 @@ ASKED = 20  # times that a model is asked
 PASSES = 0.4  # over the patches, in fine-tuning
 RUNS = {
     "profile": "smoke",
-    "notebooks": [course.DATA.name, course.RULER.name],
+    "notebooks": [course.DATA.name, course.ARCHITECTURES.name, course.RULER.name],
     "product": {"seed": list(range(10))},
 }
 EPOCHS, FEW, LR, TURNED = 200, 3, 1e-3, 4  # of a head; of stock fastai, scaled up; learning rate; rotated views
