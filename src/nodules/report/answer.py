@@ -47,7 +47,7 @@ def real() -> dict[str, Any]:
 
 
 def swept() -> list[dict[str, Any]]:
-    """Of each sweep that met both questions: ``runs``, how many; ``of``, what they are; and its findings by fact."""
+    """Of each sweep of network against ruler: ``runs``, how many; ``of``, what they are; and its findings by fact."""
     kept = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in SWEPT.items() if path.exists()}
     found = [
         {"runs": content["runs"], "of": kind} | {finding["fact"]: finding for finding in content["findings"]}
