@@ -13,10 +13,10 @@ from nodules.evaluation import metrics
 from nodules.report import text
 
 REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
+HEADLINE = paths.ROOT / "figures" / "headline"  # of make sweep
 SWEPT = {  # the results of sweeps
     "divisions of the real patients into folds": REAL / "splits.json",
-    "runs on a phantom, simulated patches (`figures/headline/report.html`)": paths.ROOT
-    / "figures/headline/results.json",
+    "runs on a phantom, simulated patches (`figures/headline/report.html`)": HEADLINE / "results.json",
 }
 FLOAT32 = text.TEMPLATES / "float32.json"  # what the default run found where torch was told to do without bfloat16
 FINDINGS = {  # differences that notebooks keep as facts
