@@ -204,7 +204,7 @@ def test_the_model_in_the_repository_is_small_and_described():
     assert measured["scores"]["auc_low"] > 0.88 and measured["scores"]["n"] == 1243
     assert abs(measured["shares"]["truth in the set"]["value"] - (1 - about["alpha"])) < 0.03
     assert measured["shares"]["one more network in the interval"]["value"] > 0.85
-    assert about["marked"]["false"]["value"] < 0.06 < 0.9 < about["marked"]["caught"]["noise alone"]
+    assert about["marked"]["false"]["value"] < 0.05 < 0.9 < about["marked"]["caught"]["noise alone"]
     assert about["marked"]["caught"]["the nodule at the patch's edge"] > 0.4
 
 
