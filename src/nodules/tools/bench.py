@@ -343,18 +343,18 @@ def reported(folder: str) -> None:
 def one_by_one(folder: str) -> dict[str, Any]:
     """Seconds of the runs of a sweep, each with one thread and none beside it, divided by the cores."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=folder) as new:
+    with tempfile.TemporaryDirectory(dir=folder) as new, _empty_cache():
+        started = time.perf_counter()
         for seed in RUNS["product"]["seed"]:
             executed(RUNS["notebooks"], Path(new) / str(seed), RUNS["profile"], f"seed={seed}")
-    return {"seconds": (time.perf_counter() - started) / os.cpu_count()}
+        return {"seconds": (time.perf_counter() - started) / os.cpu_count()}
 
 
 def swept(folder: str) -> None:
     """The same runs as one sweep, a worker on each core."""
     from nodules.tools import sweep
 
-    with tempfile.TemporaryDirectory(dir=folder) as new, redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory(dir=folder) as new, _empty_cache(), redirect_stdout(sys.stderr):
         plan = Path(new) / "bench.yaml"
         plan.write_text(yaml.safe_dump(RUNS), encoding="utf-8")
         sweep.sweep(plan, Path(new) / "figures", store=str(Path(new) / "store"))
