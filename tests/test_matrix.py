@@ -141,7 +141,6 @@ MORE = {"four malignant patients": {"folds": 5}}
 def quick_intervals(monkeypatch):
     """Intervals of few resamples: whether they hold is not asked here, and they take most of the time."""
     monkeypatch.setattr(metrics, "RESAMPLES", 100)
-    monkeypatch.setattr(metrics.bootstrap_weights, "__defaults__", (100,))
 
 
 @pytest.fixture

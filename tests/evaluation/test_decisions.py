@@ -43,7 +43,7 @@ def test_certain_predictions_are_calmed_without_infinities():
 def test_a_calibrated_model_lies_on_the_diagonal_and_a_sharpened_one_does_not():
     y, p = drawn(8000, 1)
     table = decisions.reliability(y, p, ids(y), 0)
-    assert len(table) == 8 and table["patches"].sum() == 8000 and table["patches"].std() < 2
+    assert len(table) == metrics.BINS and table["patches"].sum() == 8000 and table["patches"].std() < 2
     assert ((table["low"] <= table["x"]) & (table["x"] <= table["high"])).sum() >= 7
     sharp = decisions.reliability(y, expit(3 * logit(p)), ids(y), 0)
     assert ((sharp["low"] > sharp["x"]) | (sharp["high"] < sharp["x"])).sum() >= 5
@@ -56,8 +56,10 @@ def test_few_distinct_probabilities_make_fewer_bins():
 
 @pytest.mark.parametrize("wanted", [0.5, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("decimals", [1, 8])
-def test_a_threshold_reaches_the_rate_and_gives_away_no_more_than_it_must(wanted, decimals):
-    y, p = drawn(301, 2)
+@pytest.mark.parametrize("n", [40, 301])
+def test_a_threshold_reaches_the_rate_and_gives_away_no_more_than_it_must(wanted, decimals, n):
+    y, p = drawn(n, 2)
+    y[: n // 4], y[n // 4 : n // 2] = 0, 1  # of 40, ten of a class are enough for nine tenths to be a whole number
     p = np.round(p, decimals)
     rates = {
         "sensitivity": lambda t: ((p[y == 1] >= t).mean(), (p[y == 0] < t).mean()),
@@ -113,6 +115,12 @@ def test_conformal_sets_hold_the_truth_as_often_as_promised():
         sets = decisions.conformal((y[:100], p[:100]), p[100:])
         rates.append(sets[np.arange(100), y[100:]].mean())
     assert 0.895 <= np.mean(rates) <= 0.915, "at least 0.9, at most 1 / 101 more"
+
+
+def test_the_conformal_line_is_the_rank_that_the_theorem_names():
+    y, p = np.zeros(99, int), np.arange(1, 100) / 100
+    assert decisions.conformal_line(y, p, 0.1) == 0.9, "the 90th of 99"
+    assert decisions.conformal_line(y[:9], p[:9], 0.1) == 0.09, "the 9th of 9"
 
 
 def test_too_few_patches_to_promise_anything_leave_both_classes_possible():

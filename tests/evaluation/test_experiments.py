@@ -38,6 +38,7 @@ def test_shuffling_adds_what_a_fingerprint_gives_away_and_more_slices_give_more(
     x, table = world
     scores = experiments.leakage(x, table, [1, 6], repeats=15, seed=0)
     assert len(scores) == 2 * 15 * 2 and set(metrics.METRICS) < set(scores)
+    assert scores["ratio"].between(0.1, 0.16).all(), "a tenth is tested, and eight tenths are learned from"
     gain = experiments.inflation(scores).query("arm == 'gain'").set_index(["metric", "slices"])
     for name in ("AUC", "accuracy", "log-loss"):
         assert gain.loc[(name, 6), "low"] > 0, f"{name} leaks"

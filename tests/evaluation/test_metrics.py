@@ -72,7 +72,9 @@ def test_a_score_holds_the_value_inside_its_interval():
 
 def test_every_resample_takes_whole_patients():
     units = np.array(["b", "a", "a", "c", "b", "c", "c"])
-    weights = metrics.bootstrap_weights(units, seed=0, resamples=500)
+    itself, *resamples = metrics.bootstrap_weights(units, seed=0)
+    assert (itself == 1).all() and len(resamples) == metrics.RESAMPLES
+    weights = np.stack(resamples)
     for name in "abc":
         assert (weights[:, units == name].std(axis=1) == 0).all()
     assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
@@ -291,7 +293,7 @@ def test_shares_are_ratios_of_sums_and_empty_where_nothing_is_counted():
 
 def test_repeated_splits_are_less_sure_than_their_number():
     values = np.random.default_rng(0).normal(0.05, 0.02, 15)
-    interval = metrics.over_repeats(values, 0.1)
+    interval = metrics.over_repeats(values, 1 / 9)
     naive = student.ppf(0.975, 14) * values.std(ddof=1) / np.sqrt(15)
     assert interval["value"] == pytest.approx(values.mean())
     assert interval["high"] - interval["value"] == pytest.approx(naive * np.sqrt(1 + 15 / 9))

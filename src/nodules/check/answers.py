@@ -64,7 +64,10 @@ def close(answer: Any, expected: float, hint: str, within: float = 1e-6) -> None
 
 def array(answer: Any, shape: tuple[int, ...]) -> np.ndarray:
     """An answer as an array of numbers of a shape."""
-    answer = np.asarray(given(answer))
+    try:
+        answer = np.asarray(given(answer))
+    except ValueError as error:
+        raise Wrong("the parts of the answer differ in length") from error
     require(answer.dtype.kind in "biuf", f"the answer holds {answer.dtype}, but numbers are asked for")
     require(answer.shape == shape, f"the answer has the shape {answer.shape}, but {shape} is asked for")
     return answer

@@ -97,7 +97,7 @@ def exercise_9_4(conformal: Callable, follows: Any, valid: Labelled, test: Label
         require(not swapped, "the columns are swapped: benign is strange where p is high; it comes first")
         told = f"alpha {alpha}: your sets hold the truth in {held[alpha]:.0%}"
         require(held[alpha] > 1 - alpha - 0.05, f"{told}; is the line the (1 - alpha) quantile, of the true class?")
-        # the k-th smallest, or the one after it as the library has it
+        # the k-th smallest, or a neighbour of it, as functions for quantiles have it
         differ = (sets != expected).any(axis=1).mean()
         require(differ < 0.01, f"{told}, but {differ:.0%} of them differ from the library's; is k as in the text?")
     wrong = {

@@ -33,13 +33,13 @@ def temperature(y: np.ndarray, p: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int, bins: int = 8) -> pd.DataFrame:
-    """Share of malignant patches against predicted probability, in bins of equally many patches.
+def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:
+    """Share of malignant patches against predicted probability, in ``metrics.BINS`` bins of equally many patches.
 
     Returns:
         One row per bin: ``x`` (mean probability), ``value`` (share of malignant patches), ``low, high, patches``.
     """
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, metrics.BINS + 1)[1:-1]))
     member = np.searchsorted(edges, p, side="right")[:, None] == np.arange(len(edges) + 1)
     member = member[:, member.any(axis=0)].astype(float)
     table = metrics.rates(y[:, None] * member, member, units, seed)
@@ -52,8 +52,8 @@ def threshold(y: np.ndarray, p: np.ndarray, rate: str, at_least: float) -> float
     Of all such thresholds, the one that costs least of the other rate.
     """
     if rate == "sensitivity":
-        return float(np.quantile(p[y == 1], 1 - at_least, method="lower"))
-    return float(np.nextafter(np.quantile(p[y == 0], at_least, method="higher"), np.inf))
+        return float(-np.quantile(-p[y == 1], at_least, method="inverted_cdf"))
+    return float(np.nextafter(np.quantile(p[y == 0], at_least, method="inverted_cdf"), np.inf))
 
 
 def youden(y: np.ndarray, p: np.ndarray) -> float:
@@ -118,9 +118,9 @@ def conformal(valid: tuple[np.ndarray, np.ndarray], p: np.ndarray, alpha: float 
 
 def conformal_line(y: np.ndarray, p: np.ndarray, alpha: float = ALPHA) -> float:
     """The probability against a class up to which it stays in a conformal set, from labels and probabilities (M,)."""
-    strange = np.where(y == 1, 1 - p, p)
-    level = np.ceil((len(y) + 1) * (1 - alpha)) / len(y)
-    return float(np.quantile(strange, level, method="higher")) if level <= 1 else np.inf
+    strange = np.sort(np.where(y == 1, 1 - p, p))
+    rank = int(np.ceil((len(y) + 1) * (1 - alpha)))
+    return float(strange[rank - 1]) if rank <= len(y) else np.inf
 
 
 def coverage(y: np.ndarray, sets: np.ndarray, units: np.ndarray, seed: int) -> pd.DataFrame:

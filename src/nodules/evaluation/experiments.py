@@ -58,8 +58,9 @@ def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, s
         seed: of the first repeat.
 
     Returns:
-        ``slices, repeat, arm`` (``apart`` or ``random``), and each of ``metrics.METRICS`` on test. Levels at which the
-        units can't be kept apart with both classes in all parts are left out.
+        ``slices, repeat, arm`` (``apart`` or ``random``), ``ratio`` (of test to training patches), and each of
+        ``metrics.METRICS`` on test. Levels at which the units can't be kept apart with both classes in all parts are
+        left out.
     """
     rows, y = [], table["malignant"].to_numpy()
     for level in tqdm(most, "leakage", unit="level"):
@@ -70,8 +71,9 @@ def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, s
                 train, test = few[parts == "train"], few[parts == "test"]
                 p, every = quick(x[train], y[train], x[test]), np.ones((1, len(test)))
                 scores = {name: float(metric(y[test], p, every)[0]) for name, metric in metrics.METRICS.items()}
-                rows.append({"slices": level, "repeat": repeat, "arm": arm, **scores})
-    return pd.DataFrame(rows, columns=["slices", "repeat", "arm", *metrics.METRICS])
+                about = {"slices": level, "repeat": repeat, "arm": arm, "ratio": len(test) / len(train)}
+                rows.append(about | scores)
+    return pd.DataFrame(rows, columns=["slices", "repeat", "arm", "ratio", *metrics.METRICS])
 
 
 def _cut(table: pd.DataFrame, level: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -95,7 +97,7 @@ def inflation(scores: pd.DataFrame) -> pd.DataFrame:
         arms = level.pivot(index="repeat", columns="arm", values=name)
         arms["gain"] = (arms["random"] - arms["apart"]) * (-1 if name == "log_loss" else 1)
         for arm in arms:
-            score = metrics.over_repeats(arms[arm].to_numpy(), 1 / split.FOLDS)
+            score = metrics.over_repeats(arms[arm].to_numpy(), level["ratio"].mean())
             rows.append({"metric": title, "slices": slices, "arm": arm, **score})
     return pd.DataFrame(rows)
 
@@ -118,7 +120,7 @@ def learning_curve(
     """
     rng, train, test = np.random.default_rng(seed), parts.train, parts.test
     names, rows = np.unique(train.units), []
-    weights = np.vstack([np.ones(len(test)), metrics.bootstrap_weights(test.units, seed)])
+    weights = metrics.bootstrap_weights(test.units, seed)
     errors = np.empty((len(weights), len(sizes)))
     for column, size in enumerate(tqdm(sizes, "learning curve", unit="size")):
         draws: list[np.ndarray] = []
@@ -230,7 +232,7 @@ def gains(
         :func:`nodules.evaluation.metrics.holm`.
     """
     first = next(block.index for _, block in about.groupby(["shift", "severity"], sort=False))
-    weights = np.vstack([np.ones(len(first)), metrics.bootstrap_weights(units[first], seed)])
+    weights = metrics.bootstrap_weights(units[first], seed)
     rows = []
     for shift, of_shift in about.groupby("shift", sort=False):
         blocks = [block.index.to_numpy() for _, block in of_shift.groupby("severity")]
@@ -242,8 +244,8 @@ def gains(
         }
         for name in auc.keys() - {reference}:
             difference = auc[name] - auc[reference]
-            about = {"row": name, "column": shift, **metrics.interval(difference)}
-            rows.append(about | {"p_value": metrics.p_value(difference)})
+            gain = metrics.interval(difference) | {"p_value": metrics.p_value(difference)}
+            rows.append({"row": name, "column": shift, **gain})
     order = [name for name in p if name != reference]
     table = pd.DataFrame(rows).sort_values("row", key=lambda names: names.map(order.index), kind="stable")
     return table.assign(p_holm=metrics.holm(table["p_value"].to_numpy()))
@@ -274,7 +276,7 @@ def coverage(patients: int, slices: int, simulations: int, seed: int) -> pd.Data
     for simulation in tqdm(range(simulations), "coverage", unit="simulation"):
         y, p, units, truth = simulate(patients, slices, seed + simulation)
         for part, resampled in (("patients", units), ("patches", np.arange(len(y)))):
-            weights = np.vstack([np.ones(len(y)), metrics.bootstrap_weights(resampled, simulation)])
+            weights = metrics.bootstrap_weights(resampled, simulation)
             for name, value in truth.items():
                 ends = metrics.interval(metrics.METRICS[name](y, p, weights))
                 hits.setdefault((name, part), []).append(ends["low"] <= value <= ends["high"])

@@ -93,22 +93,21 @@ METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brie
 CALIBRATION, MATCHED = "calibration_error", "matched_auc"  # need units or diameters, unlike METRICS
 
 
-def bootstrap_weights(units: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each patch occurs in each of ``resamples`` samples of whole units (patients), shape (R, N).
+def bootstrap_weights(units: np.ndarray, seed: int) -> np.ndarray:
+    """How often each patch occurs in the sample itself, once, and in each of R samples of whole units, (1 + R, N).
 
     Patches of a patient are correlated, so patients are drawn with replacement (cluster bootstrap,
     Field & Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). ``units`` has one label per patch, (N,).
     """
     names, members = np.unique(units, return_inverse=True)
     even = np.full(len(names), 1 / len(names))
-    return np.random.default_rng(seed).multinomial(len(names), even, size=resamples)[:, members].astype(float)
+    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=RESAMPLES)[:, members]
+    return np.vstack([np.ones(len(members)), drawn])
 
 
 def _resampled(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
-    """Labels, scores (S, N), and weights (1 + R, N): the sample itself, then its resamples."""
-    y, p = np.asarray(y), np.atleast_2d(np.asarray(p, dtype=float))
-    weights = bootstrap_weights(units, seed)
-    return y, p, np.vstack([np.ones(len(y)), weights])
+    """Labels, scores (S, N), and weights (1 + R, N)."""
+    return np.asarray(y), np.atleast_2d(np.asarray(p, dtype=float)), bootstrap_weights(units, seed)
 
 
 def score(
@@ -245,7 +244,7 @@ def shares(numerator: np.ndarray, denominator: np.ndarray, units: np.ndarray, se
         ``value, low, high``, X rows; NaN where nothing is counted.
     """
     weights = bootstrap_weights(units, seed)
-    above, below = (np.vstack([part.sum(axis=0), weights @ part]) for part in (numerator, denominator))
+    above, below = weights @ numerator, weights @ denominator
     ratios = above / np.where(below > 0, below, np.nan)
     ends = np.full((2, ratios.shape[1]), np.nan)
     seen = np.isfinite(ratios[1:]).any(axis=0)
@@ -278,15 +277,15 @@ def mean(values: np.ndarray, units: np.ndarray, seed: int = 0) -> dict[str, floa
     return rates(column, np.ones_like(column), units, seed).iloc[0].to_dict()
 
 
-def over_repeats(differences: np.ndarray, test_share: float) -> dict[str, float]:
+def over_repeats(differences: np.ndarray, ratio: float) -> dict[str, float]:
     """``value, low, high``: mean over repeated splits, (R,), and the corrected 95% interval of Nadeau & Bengio 2003.
 
-    Splits of the same patches overlap, so their spread is too small; the variance is increased by the ratio of test to
-    training patches (https://doi.org/10.1023/A:1024068626366).
+    Splits of the same patches overlap, so their spread is too small; the variance is increased by the ``ratio`` of
+    test to training patches (https://doi.org/10.1023/A:1024068626366).
     """
     r = len(differences)
     value, spread = float(np.mean(differences)), np.std(differences, ddof=1)
-    half = float(stdtrit(r - 1, 0.975) * spread * np.sqrt(1 / r + test_share / (1 - test_share)))
+    half = float(stdtrit(r - 1, 0.975) * spread * np.sqrt(1 / r + ratio))
     return {"value": value, "low": value - half, "high": value + half}
 
 

@@ -66,8 +66,7 @@ def compare(table: pd.DataFrame, p: np.ndarray, line: float, units: np.ndarray, 
         ``value, low, high``.
     """
     y, rating = table["y"].to_numpy(), table["rating"].to_numpy()
-    resampled = metrics.bootstrap_weights(units, seed)
-    weights = np.vstack([np.ones(len(y)), resampled])
+    weights = metrics.bootstrap_weights(units, seed)
     said = {"the model": p, "a radiologist": (rating - 1) / 4}
     calls = {"the model": (p >= line).astype(float), "a radiologist": np.sign(rating - UNDECIDED) / 2 + 0.5}
     measures = {
