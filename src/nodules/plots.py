@@ -4,6 +4,7 @@ Colours are seaborn's colour-blind-safe palette: benign is blue, malignant orang
 """
 
 import io
+import itertools
 import re
 import sys
 from typing import Any
@@ -25,6 +26,8 @@ CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
 COMMON_LOSS = 1.5  # the most that is shown of losses, twice that of guessing
 HIGHEST_LOSS = 10.0  # shown; beyond it a mark at the edge
+ENDED = 0.9  # share of a training from which it counts as whole
+MARKERS = "os^Dv"  # of groups
 DPI = 100
 
 
@@ -177,12 +180,12 @@ def spread(every: pd.DataFrame, table: pd.DataFrame, label: str, heading: str) -
     splits, names = sorted(every["split"].unique()), list(table["name"])
     figure = Figure(figsize=(10, 1.6 + 0.75 * len(names)), layout="constrained")
     axis = figure.subplots()
-    colours = sns.color_palette("colorblind", len(splits))
+    looks = zip(sns.color_palette("colorblind", len(splits)), itertools.cycle(MARKERS))
     rows = dict(zip(names, np.arange(len(names))[::-1], strict=True))
-    for i, (split, colour) in enumerate(zip(splits, colours, strict=True)):
+    for i, (split, (colour, marker)) in enumerate(zip(splits, looks, strict=False)):
         chosen = every[every["split"] == split]
         height = chosen["name"].map(rows) - 0.12 + 0.36 * (i + 0.5) / len(splits)
-        axis.scatter(chosen["value"], height, s=22, color=colour, label=f"split {split}", alpha=0.8, linewidth=0)
+        axis.scatter(chosen["value"], height, s=22, color=colour, marker=marker, label=f"split {split}", linewidth=0)
     for name, mean, one, low, high in table[["name", "mean", "one", "low", "high"]].itertuples(index=False):
         axis.errorbar(mean, rows[name] - 0.22, xerr=one, color="0.6", linewidth=4, fmt="none")
         axis.errorbar(mean, rows[name] - 0.22, xerr=[[mean - low], [high - mean]], color="black", capsize=3, fmt="|")
@@ -228,14 +231,14 @@ def bars(table: pd.DataFrame, label: str, heading: str) -> Figure:
         chosen = (table["part"] == part).to_numpy()
         shown = table[chosen]
         axis.barh(rows[chosen], shown["value"], xerr=_lengths(shown), color=colour, ecolor="0.2", capsize=3)
-        axis.text(0, rows[chosen][0] - 0.95, part, weight="bold", va="center", fontsize=11)
+        axis.text(0.005, rows[chosen][0] - 0.95, part, weight="bold", va="center", fontsize=11)
     for row, value, high in zip(rows, table["value"], table["high"], strict=True):
         axis.annotate(f"{value:.0%}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=10)
     axis.set(title=heading, xlabel=label, xlim=(0, 1.08), ylim=(rows[-1] + 0.7, -1.5))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.set_yticks(rows, table["name"])
     axis.tick_params(axis="y", length=0)
-    sns.despine(figure)
+    sns.despine(figure, left=True)
     return figure
 
 
@@ -288,12 +291,12 @@ def result(
     """
     figure = Figure(figsize=(12.5, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.plot(history["epoch"], history["accuracy"], color=BLUE, label="valid, by epoch")
-    for (name, value), colour, style in zip(lines.items(), (ORANGE, GREEN, "0.4"), ("--", "-.", ":"), strict=False):
+    left.plot(history["epoch"], history["accuracy"], color=ORANGE, label="valid, by epoch")
+    for (name, value), colour, style in zip(lines.items(), (GREEN, BLUE, "0.4"), ("--", "-.", ":"), strict=False):
         left.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.3f}")
     left.set(title="Accuracy", xlabel="epoch", ylabel="accuracy", ylim=(lowest, 1))
     left.yaxis.set_major_formatter(PercentFormatter(1))
-    for part, colour, style in (("train", GREEN, "-"), ("valid", BLUE, "--")):
+    for part, colour, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
         middle.plot(history["epoch"], history[f"{part}_loss"], style, color=colour, label=part)
     middle.set(title="Loss", xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
     middle.legend(frameon=False, fontsize=10)
@@ -398,10 +401,10 @@ def network(
 
 
 def phases(table: pd.DataFrame, heading: str) -> Figure:
-    """Losses of the head alone, then of all layers, one panel per arm; ``table`` has ``arm, part, done, loss``.
+    """Losses of the head alone, then of all layers, a panel per arm; ``table`` has ``arm, phase, part, done, loss``.
 
-    ``done`` is training progress: the head alone up to 0, then all layers up to 1. ``part`` is ``train`` (by step) or
-    ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
+    ``done`` is training progress: the head alone up to 0, then all layers up to 1; a cross marks where a training ended
+    early. ``part`` is ``train`` (by step) or ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
@@ -409,15 +412,19 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
     figure = Figure(figsize=(1.5 + 3.2 * columns, 0.9 + 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for axis, name in zip(axes, names, strict=False):
-        train, valid = (table[(table["arm"] == name) & (table["part"] == part)] for part in ("train", "valid"))
+        of_arm = table[table["arm"] == name]
         axis.axvline(0, color="0.6", linestyle=":")
-        axis.plot(train["done"], train["loss"], color=BLUE, linewidth=1.2, label="train")
-        axis.plot(valid["done"], valid["loss"], "o--", color=ORANGE, markersize=4, linewidth=1, label="valid")
-        for line, colour in ((train, BLUE), (valid, ORANGE)):
+        for (_, part), line in of_arm.groupby(["phase", "part"]):
+            colour, style = (BLUE, "-") if part == "train" else (ORANGE, "o--")
+            axis.plot(line["done"], line["loss"], style, color=colour, markersize=4, linewidth=1.1, label=part)
             beyond = line.loc[line["loss"] > HIGHEST_LOSS, "done"]
             if len(beyond):  # an empty line that isn't clipped would upset the layout
                 axis.plot(beyond, np.full(len(beyond), HIGHEST_LOSS), "^", color=colour, markersize=6, clip_on=False)
-        worst = table.loc[table["arm"] == name, "loss"].max()
+        if of_arm["done"].max() < ENDED:
+            axis.plot(*of_arm.loc[of_arm["done"].idxmax(), ["done", "loss"]], "X", color="black", markersize=8)
+        if of_arm["done"].min() >= 0:
+            axis.text(-0.5, 0.5, "no head\nbefore", transform=axis.get_xaxis_transform(), ha="center", color="0.4")
+        worst = of_arm["loss"].max()
         off = f"\n(highest loss {worst:.0e})" if worst > HIGHEST_LOSS else ""
         axis.set_title(name + off, fontsize=10)
         axis.set(ylabel="cross-entropy", yscale="log", xlim=(-1.05, 1.05))
@@ -427,7 +434,9 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
         axis.label_outer()
     for axis in list(figure.axes)[len(names) :]:
         axis.set_axis_off()
-    figure.axes[0].legend(frameon=False, fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.axes[0].legend(once.values(), once, frameon=False, fontsize=9)
     figure.suptitle(heading)
     sns.despine(figure)
     return figure
@@ -681,8 +690,9 @@ def reliability(table: pd.DataFrame, heading: str) -> Figure:
     axis.plot([0, 1], [0, 1], ":", color="0.5", label="perfect")
     for name, colour, marker in zip(table["name"].unique(), (ORANGE, BLUE), "so", strict=False):
         line = table[table["name"] == name]
-        errors = np.abs(line[["low", "high"]].to_numpy() - line[["value"]].to_numpy()).T
-        axis.errorbar(line["x"], line["value"], yerr=errors, fmt=f"{marker}-", color=colour, capsize=3, label=name)
+        axis.errorbar(
+            line["x"], line["value"], yerr=_lengths(line), fmt=f"{marker}-", color=colour, capsize=3, label=name
+        )
     axis.set(title=heading, xlabel="predicted probability", ylabel="malignant", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for along in (axis.xaxis, axis.yaxis):
         along.set_major_formatter(PercentFormatter(1))
@@ -785,8 +795,9 @@ def _crossed(
         if not name:
             axis.set_axis_off()
             continue
-        half = [side / 2 for side in sides or picture.shape[::-1]]
-        axis.imshow(picture, vmin=window[0], vmax=window[1], extent=(-half[0], half[0], half[1], -half[1]))
+        across, down = (side / 2 for side in sides or picture.shape[::-1])
+        up = down if EDGES.get(name, "").endswith("H") else -down  # numbers grow towards the left, back and head
+        axis.imshow(picture, vmin=window[0], vmax=window[1], extent=(-across, across, -up, up))
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("mm" if sides else "pixels", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from torch import nn
@@ -40,7 +42,14 @@ def test_phases_end_the_head_where_all_layers_begin():
     assert before["loss"].tolist() == [0.7, 0.8]
     assert table.loc[table["done"] == 0, "loss"].isin([0.6, 0.7]).sum() == 2
     assert table["done"].between(-1, 1).all() and np.allclose(after["loss"], LOSSES)
+    assert set(before["phase"]) == {"head alone"} and set(after["phase"]) == {"all layers"}
     assert tables.phases({"a": TRAINED})["done"].min() == 0
+
+
+def test_a_training_that_stopped_ends_early():
+    stopped = replace(TRAINED, steps=TRAINED.steps.head(2), history=TRAINED.history.head(0), stopped="diverged")
+    table = tables.phases({"a": TRAINED, "b": stopped})
+    assert table.groupby("arm")["done"].max().to_dict() == {"a": 1.0, "b": 0.2}
 
 
 def test_phases_show_the_losses_of_the_steps_and_of_every_arm():

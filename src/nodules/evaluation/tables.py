@@ -27,21 +27,19 @@ def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.Da
 
 
 def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Losses of several trainings: ``arm, part, done, loss``, for :func:`nodules.plots.phases`.
+    """Losses of several trainings: ``arm, phase, part, done, loss``, for :func:`nodules.plots.phases`.
 
-    ``done`` is training progress, 0 to 1. The history of the ``head`` that all started from, if any, runs from -1 to 0.
+    ``done`` is the progress, 0 to 1, in the phase ``all layers``; a training that stopped early ends below 1. The
+    history of the ``head`` that all started from, if any, runs from -1 to 0, in the phase ``head alone``.
     """
-    losses = []
+    losses, length = [], max(training.steps["epoch"].iloc[-1] for training in trainings.values()) or 1
     for arm, training in trainings.items():
-        length = training.steps["epoch"].iloc[-1] or 1
-        histories = [training.history[["epoch", "valid_loss"]], training.steps[["epoch", "loss"]]]
-        histories = [history.assign(epoch=(history["epoch"] / length).clip(upper=1)) for history in histories]
+        histories = [("all layers", training.steps), ("all layers", training.history[["epoch", "valid_loss"]])]
+        histories = [(phase, each.assign(done=(each["epoch"] / length).clip(upper=1))) for phase, each in histories]
         if head is not None:
-            histories.append(head.assign(epoch=head["epoch"] / head["epoch"].iloc[-1] - 1))
-        for history in histories:
-            named = history.rename(
-                columns={"epoch": "done", "valid_loss": "valid", "train_loss": "train", "loss": "train"}
-            )
+            histories.insert(0, ("head alone", head.assign(done=head["epoch"] / head["epoch"].iloc[-1] - 1)))
+        for phase, history in histories:
+            named = history.rename(columns={"valid_loss": "valid", "train_loss": "train", "loss": "train"})
             long = named.melt("done", [name for name in ("train", "valid") if name in named], "part", "loss")
-            losses.append(long.assign(arm=arm))
-    return pd.concat(losses, ignore_index=True).sort_values("done", kind="stable")
+            losses.append(long.assign(arm=arm, phase=phase))
+    return pd.concat(losses, ignore_index=True)
