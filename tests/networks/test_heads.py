@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 from fastai import learner as fastai
-from fastai.callback.core import Callback
 from fastai.torch_core import no_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,17 +57,6 @@ class Recording:
         return self.array[index]
 
 
-class GroupRates(Callback):
-    """Remembers the learning rate of each layer group at every step."""
-
-    def before_fit(self):
-        self.rates = []
-
-    def after_batch(self):
-        if self.training:
-            self.rates.append([hyper["lr"] for hyper in self.opt.hypers])
-
-
 def generators():
     return str((random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()))  # noqa: NPY002
 
@@ -89,10 +77,6 @@ def state(model):
         ({"epochs": 0}, "epochs=0"),
         ({"epochs": -1}, "epochs=-1"),
         ({"epochs": 100_001}, "epochs=100001"),
-        ({"schedule": "linear"}, "constant, restarts, one-cycle, flat-cosine"),
-        ({"schedule": "restarts", "cycle_len": 2}, "use epochs=4"),
-        ({"schedule": "restarts", "cycle_len": 0}, "cycle_len=0"),
-        ({"schedule": "restarts", "cycle_mult": 0}, "cycle_mult=0"),
     ],
 )
 def test_what_can_not_be_trained_is_refused_in_one_line_when_the_recipe_is_made(change, named):
@@ -101,14 +85,6 @@ def test_what_can_not_be_trained_is_refused_in_one_line_when_the_recipe_is_made(
         with pytest.raises(InputError) as caught:
             make()
         assert named in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("schedule", heads.SCHEDULES)
-def test_cycles_matter_to_a_recipe_only_where_it_restarts(schedule):
-    recipe = {"epochs": 4, "lr": 1e-3, "schedule": schedule}
-    assert Recipe(**recipe).schedule == schedule
-    if schedule != "restarts":
-        assert Recipe(**recipe, cycle_len=3, cycle_mult=0).epochs == 4
 
 
 @pytest.mark.parametrize(
@@ -248,29 +224,31 @@ def restarts(*lengths):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "options", "formula"),
+    ("epochs", "fit", "formula"),
     [
-        (3, {"schedule": "constant"}, np.ones_like),
-        (8, {"schedule": "one-cycle"}, one_cycle),
-        (8, {"schedule": "flat-cosine"}, flat_cosine),
-        (2, {"schedule": "restarts", "cycle_len": 2}, restarts(2)),
-        (10, {"schedule": "restarts"}, restarts(*[1] * 10)),
-        (6, {"schedule": "restarts", "cycle_len": 2}, restarts(2, 2, 2)),
-        (7, {"schedule": "restarts", "cycle_mult": 2}, restarts(1, 2, 4)),
-        (8, {"schedule": "restarts", "cycle_len": 2, "cycle_mult": 3}, restarts(2, 6)),
+        (3, lambda learn, lr: learn.fit(3, lr), np.ones_like),
+        (8, lambda learn, lr: learn.fit_one_cycle(8, lr), one_cycle),
+        (8, lambda learn, lr: learn.fit_flat_cos(8, lr), flat_cosine),
+        (2, lambda learn, lr: learn.fit_sgdr(1, 2, lr), restarts(2)),
+        (10, lambda learn, lr: learn.fit_sgdr(10, 1, lr), restarts(*[1] * 10)),
+        (6, lambda learn, lr: learn.fit_sgdr(3, 2, lr), restarts(2, 2, 2)),
+        (7, lambda learn, lr: learn.fit_sgdr(3, 1, lr, 2), restarts(1, 2, 4)),
+        (8, lambda learn, lr: learn.fit_sgdr(2, 2, lr, 3), restarts(2, 6)),
     ],
 )
-def test_recorded_learning_rates_are_those_of_the_formula(toy, epochs, options, formula):
-    lr = 0.01
-    steps = heads.train(*toy, Recipe(epochs, lr, **options)).steps
+def test_recorded_learning_rates_are_those_of_the_formula(toy, epochs, fit, formula):
+    lr, learn = 0.01, heads.learner(*toy)
+    fit(learn, lr)
+    steps = heads.steps(learn)
     assert np.allclose(steps["lr"], lr * formula(steps["epoch"].to_numpy() / epochs), rtol=1e-3, atol=lr * 1e-5)
     assert np.isclose(steps["lr"].max(), lr)
 
 
 @pytest.mark.parametrize(("mult", "starts"), [(1, range(6)), (2, (0, 2))])
 def test_a_restart_leaps_from_almost_0_to_the_highest_rate(toy, mult, starts):
-    recipe = Recipe(epochs=6, lr=1, schedule="restarts", cycle_len=mult, cycle_mult=mult)
-    rates = heads.train(*toy, recipe).steps["lr"].to_numpy()
+    learn = heads.learner(*toy)
+    learn.fit_sgdr(len(heads.cycles(6, mult, mult)), mult, 1, mult)
+    rates = heads.steps(learn)["lr"].to_numpy()
     leaps = np.flatnonzero(np.diff(rates) > 0) + 1
     assert leaps.tolist() == [start * BATCHES for start in starts if start]
     assert np.allclose(rates[[0, *leaps]], 1) and (rates[[*(leaps - 1), -1]] < 0.2).all()
@@ -292,25 +270,6 @@ def test_where_fastai_can_restart_the_rates_are_fastais(toy):
     assert np.allclose(ours.recorder.lrs, theirs.recorder.lrs)
     with pytest.raises(ZeroDivisionError):
         fastai.Learner.fit_sgdr(theirs, 2, 1, 0.01, cycle_mult=1)
-
-
-FITS = {
-    "constant": lambda learn, lr: learn.fit(2, lr),
-    "restarts": lambda learn, lr: learn.fit_sgdr(2, 1, lr),
-    "one-cycle": lambda learn, lr: learn.fit_one_cycle(2, lr),
-    "flat-cosine": lambda learn, lr: learn.fit_flat_cos(2, lr),
-}
-
-
-@pytest.mark.parametrize("schedule", heads.SCHEDULES)
-def test_a_slice_gives_each_layer_group_its_own_rate(toy, schedule):
-    learn = heads.learner(*toy)
-    learn.splitter = lambda model: [list(model[:3].parameters()), list(model[3:].parameters())]
-    rates = GroupRates()
-    learn.add_cb(rates)
-    FITS[schedule](learn, slice(1e-4, 1e-3))
-    first, last = np.array(rates.rates).T
-    assert np.allclose(first, last / 10) and np.isclose(last.max(), 1e-3)
 
 
 def test_a_head_that_gives_no_numbers_is_refused_in_one_line(toy):

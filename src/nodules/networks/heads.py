@@ -31,7 +31,6 @@ HEAD_BATCH = 256  # feature vectors per step
 HIDDEN = 128
 LR = 1e-3  # suits the heads of all banks here
 BETA = 0.25
-SCHEDULES = ("constant", "restarts", "one-cycle", "flat-cosine")
 SUGGESTIONS = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steep}
 
 
@@ -41,31 +40,21 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training patches.
-        lr: the peak learning rate.
-        schedule: one of ``SCHEDULES``.
-        cycle_len: epochs of the first cycle, for ``restarts``.
-        cycle_mult: length of each cycle relative to the previous one.
+        lr: the learning rate.
         augment: whether each epoch draws one of the bank's views of each patch, or uses the plain one.
 
     Raises:
-        InputError: invalid epochs, learning rate or schedule.
+        InputError: invalid epochs or learning rate.
     """
 
     epochs: int
     lr: float
-    schedule: str = "constant"
-    cycle_len: int = 1
-    cycle_mult: int = 1
     augment: bool = False
 
     def __post_init__(self) -> None:
         within(1, 100_000, epochs=self.epochs)
         if not self.lr > 0:
             raise InputError(f"lr={self.lr}: must be above 0; use one such as 0.001")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule={self.schedule!r}: no such schedule; use one of {', '.join(SCHEDULES)}")
-        if self.schedule == "restarts":
-            cycles(self.epochs, self.cycle_len, self.cycle_mult)
 
 
 class BankLoader(DataLoader):
@@ -121,20 +110,17 @@ class Learner(fastai.Learner):
         lrs, losses = (torch.tensor(values[num_it // 10 : -5]) for values in recorded)
         return {name: float(suggest(lrs, losses, num_it)[0]) for name, suggest in SUGGESTIONS.items()}
 
-    def fit_sgdr(self, n_cycles: int, cycle_len: int, lr_max: float | slice, cycle_mult: int = 1) -> None:
+    def fit_sgdr(self, n_cycles: int, cycle_len: int, lr_max: float, cycle_mult: int = 1) -> None:
         """Cosine annealing with restarts; fastai's version divides by zero if ``cycle_mult`` is 1.
 
         Args:
             n_cycles: number of cycles.
             cycle_len: epochs of the first cycle.
-            lr_max: initial rate of each cycle; a slice gives each layer group its own.
+            lr_max: initial rate of each cycle.
             cycle_mult: length of each cycle relative to the previous one.
         """
-        self.create_opt()
-        self.opt.set_hyper("lr", lr_max)  # a slice becomes one rate per layer group
-        highest = np.array([hyper["lr"] for hyper in self.opt.hypers])
         lengths = [cycle_len * cycle_mult**i for i in range(n_cycles)]
-        self.fit(sum(lengths), cbs=ParamScheduler({"lr": falling(lengths, highest)}))
+        self.fit(sum(lengths), cbs=ParamScheduler({"lr": falling(lengths, lr_max)}))
 
 
 @dataclass(frozen=True)
@@ -169,14 +155,14 @@ def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
     return lengths
 
 
-def falling(lengths: list[int], lr: np.ndarray) -> Callable[[float], np.ndarray]:
+def falling(lengths: list[int], lr: float) -> Callable[[float], float]:
     """A cosine from ``lr`` to 0 in each cycle, as a function of training progress, 0 to 1.
 
     fastai's ``combine_scheds`` rejects shares whose floating-point sum is not 1, such as ten tenths.
     """
     ends = np.cumsum(lengths)
 
-    def rate(done: float) -> np.ndarray:
+    def rate(done: float) -> float:
         epoch = done * ends[-1]
         cycle = np.searchsorted(ends, epoch + 1e-6, side="right")  # else rounding could end a cycle one batch late
         return SchedCos(lr, 0.0)(1 + (epoch - ends[cycle]) / lengths[cycle])
@@ -225,19 +211,11 @@ def recorded(learn: Learner, seconds: float) -> Training:
 
 
 def train(bank: Bank, parts: Parts, recipe: Recipe, seed: int = 0) -> Training:
-    """Train a head on a bank's features; the same seed gives the same head."""
+    """Train a head on a bank's features at a constant rate; the same seed gives the same head."""
     with no_random(seed):
         learn = learner(bank, parts, recipe.augment, seed)
         started = time.perf_counter()
-        if recipe.schedule == "one-cycle":
-            learn.fit_one_cycle(recipe.epochs, recipe.lr)
-        elif recipe.schedule == "flat-cosine":
-            learn.fit_flat_cos(recipe.epochs, recipe.lr)
-        elif recipe.schedule == "restarts":
-            n_cycles = len(cycles(recipe.epochs, recipe.cycle_len, recipe.cycle_mult))
-            learn.fit_sgdr(n_cycles, recipe.cycle_len, recipe.lr, recipe.cycle_mult)
-        else:
-            learn.fit(recipe.epochs, recipe.lr)
+        learn.fit(recipe.epochs, recipe.lr)
         seconds = time.perf_counter() - started
     return recorded(learn, seconds)
 
