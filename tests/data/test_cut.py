@@ -124,6 +124,12 @@ def test_a_table_that_is_wrong_is_refused_in_one_line(tmp_path, chest, message):
     assert "\n" not in str(refusal.value) and not (tmp_path / "out.npz").exists()
 
 
+def test_scans_whose_nodules_have_no_label_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(cut, "jobs", lambda folder: ([], "lidc", []))
+    with pytest.raises(InputError, match="no nodule with a label in its scans"):
+        cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts")
+
+
 def test_scans_without_a_table_that_are_not_of_lidc_are_refused(tmp_path, chest):
     with pytest.raises(InputError, match="no scan in it"):
         cut.dataset(tmp_path, tmp_path / "out.npz", tmp_path / "parts")

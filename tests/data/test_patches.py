@@ -48,6 +48,8 @@ def test_own_file_comes_back_as_written(tmp_path, own, suffix):
 def test_both_kinds_of_file_have_the_same_hash_and_a_changed_pixel_another(tmp_path, own):
     first, second = (patches.read(str(write(tmp_path, own, s))).card.sha256 for s in (".npz", ".h5"))
     assert first == second
+    for changed in (own | {"diameter_mm": np.full(40, 9.0)}, own | {"masks": np.ones((40, 64, 64), bool)}):
+        assert patches.read(str(write(tmp_path, changed, ".npz"))).card.sha256 != first
     own["images"][7, 3, 3] += 1
     assert patches.read(str(write(tmp_path, own, ".npz"))).card.sha256 != first
 

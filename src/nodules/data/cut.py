@@ -87,14 +87,14 @@ def voxel_of(scan: Scan, place: dict[str, Any]) -> np.ndarray:
     if ((voxel > -0.5) & (voxel < last + 0.5)).all():
         return voxel
     ends = scan.mm(np.stack([np.zeros(3), last]))
-    spans = [
+    voxels, mm = (
         ", ".join(f"{low:.0f} to {high:.0f}" for low, high in zip(*pair, strict=True))
         for pair in (([0] * 3, last), ends)
-    ]
+    )
     at = ", ".join(f"{value:g}" for value in given)
     raise InputError(
-        f"{place['nodule']}: {at} ({place['unit']}) is not in the scan; give x, y, z within voxels {spans[0]}, or "
-        f"within {spans[1]} mm"
+        f"{place['nodule']}: {at} ({place['unit']}) is not in the scan; give x, y, z within voxels {voxels}, or "
+        f"within {mm} mm"
     )
 
 
@@ -261,10 +261,8 @@ def _apart(found: list[Found]) -> list[Found]:
     """The scans, if no series occurs twice."""
     names = pd.Series([scan.series for scan in found])
     if names.duplicated().any():
-        twice = [scan for scan in found if scan.series == names[names.duplicated()].iloc[0]]
-        raise InputError(
-            f"{twice[0].files[0]}: the same series as in {twice[1].files[0]}; keep one of the two in this folder"
-        )
+        first, second, *_ = (scan.files[0] for scan in found if scan.series == names[names.duplicated()].iloc[0])
+        raise InputError(f"{first}: the same series as in {second}; keep one of the two in this folder")
     return found
 
 
@@ -314,7 +312,7 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
     if "unit" not in table or not table["unit"].isin(UNITS).all():
         raise InputError(f"{path}: not said what x, y, z are; add a column 'unit' that holds mm or voxel in every row")
     for name in ("x", "y", "z"):
-        numbers = pd.to_numeric(table[name], errors="coerce")
+        numbers = pd.to_numeric(table[name].astype(str).str.replace(",", "."), errors="coerce")
         if not np.isfinite(numbers).all():
             row = int((~np.isfinite(numbers)).to_numpy().argmax())
             raise InputError(f"{path}: '{name}' is {table[name][row]} in row {row + 1}; write a number")
@@ -332,8 +330,8 @@ def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:
         table["malignant"] = table["malignant"].astype(int)
     names = table.get("nodule", pd.Series(range(1, len(table) + 1)).map("{:04d}".format)).astype(str)
     if names.duplicated().any():
-        twice = names[names.duplicated()].iloc[0]
-        raise InputError(f"{path}: the nodule {twice!r} occurs twice; give each place a name of its own")
+        name = names[names.duplicated()].iloc[0]
+        raise InputError(f"{path}: the nodule {name!r} occurs twice; give each place a name of its own")
     return table.assign(
         nodule=names, **{name: table[name].astype(str) for name in ("series", "patient") if name in table}
     )
@@ -432,7 +430,7 @@ def dataset(folder: Path, out: Path, parts: Path, workers: int = 0, pseudonym: P
     if not held and refused:
         raise InputError(refused[0])
     if not held:
-        shutil.rmtree(parts)
+        shutil.rmtree(parts, ignore_errors=True)
         raise InputError(f"{folder}: no nodule with a label in its scans; add scans, or a table of places")
     table = pd.concat([tables[part] for part in held], ignore_index=True)
     _write(out, held, table, source)

@@ -15,7 +15,7 @@ from nodules.errors import InputError
 
 
 def to_folders(patches: Patches, split: pd.DataFrame, folder: Path) -> Path:
-    """Write each patch as an 8-bit greyscale PNG in the lung window, under its split and class.
+    """Write each patch as an 8-bit greyscale PNG in the window of its unit, under its split and class.
 
     Args:
         patches: N patches.

@@ -287,7 +287,7 @@ def spreadsheet(path: Path, most: int = CSV_BYTES, text: bool = False) -> pd.Dat
             lines = lines.partition("\n")[2]
         separator = max(SEPARATORS, key=lines.partition("\n")[0].count)
         decimal = "," if separator == ";" and "," in lines else "."
-        options = {"decimal": decimal, "dtype": str} if text else {"decimal": decimal}
+        options = {"dtype": str} if text else {"decimal": decimal}
         table = pd.read_csv(io.StringIO(lines), sep=separator, index_col=False, skipinitialspace=True, **options)
         table = table.dropna(how="all").dropna(how="all", axis=1)
         table.columns = [str(name).strip().lower() for name in table.columns]

@@ -38,6 +38,7 @@ MOST_PATCHES = 200_000  # 1.6 GB of int16; a header that gives more is taken for
 LISTED = (*OPENERS, ".tif", ".tiff", ".csv")  # files that a message may name
 SHOWN = 3  # files in a message
 CARD_NAMES = 12  # of columns on a card
+BINS = 140  # of the histogram of pixel values, about
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def _cut_file(folder: Path) -> tuple[Path, list[str]] | None:
     if not cache.place("scans", "npz", key).exists() and not scans.find(folder):
         return None
     parts = cache.place("scans", "parts", {"folder": str(folder)})
-    path, note = cache.kept("scans", "npz", key, lambda path: {"told": cut.dataset(folder, path, parts=parts)})
+    with paths.alone(parts.with_suffix(".lock")):  # another run may want the same
+        path, note = cache.kept("scans", "npz", key, lambda path: {"told": cut.dataset(folder, path, parts=parts)})
     return path, note["told"]
 
 
@@ -158,9 +160,9 @@ def _phantom_counts(n_patches: int) -> tuple[int, int]:
     return malignant, n_patches - malignant
 
 
-def rescan(ids: list[str], n_patches: int, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:
+def rescan(ids: list[str], n_patches: int) -> tuple[np.ndarray, pd.DataFrame]:
     """Patches of the phantom as other scanners would have imaged them; see :func:`nodules.data.phantom.rescan`."""
-    return phantom.rescan(ids, *_phantom_counts(n_patches), seed)
+    return phantom.rescan(ids, *_phantom_counts(n_patches), seed=0)
 
 
 def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None, labelled: bool = True) -> Patches:
@@ -185,8 +187,9 @@ def _verified(path: Path, arrays: dict[str, Stored], source: str | None = None, 
         masks = files.load(path, "masks", stored).reshape(images.shape)
 
     digest = hashlib.sha256(np.ascontiguousarray(images, dtype="<i2"))
-    for column in ("id", "malignant", "patient"):
-        digest.update("\n".join(map(str, table.get(column, []))).encode())
+    for column in sorted(table):
+        digest.update("\n".join([column, *map(str, table[column])]).encode())
+    digest.update(b"" if masks is None else np.packbits(masks))
     malignant = int(table["malignant"].sum()) if labelled else None
     written = _word(path, "source", arrays["source"]) if "source" in columns.alone(arrays) else None
     source = source or (written if written in CUT else None)
@@ -235,11 +238,11 @@ def _word(path: Path, key: str, stored: Stored) -> str:
     return str(columns.text(path, key, np.atleast_1d(files.load(path, key, stored)).ravel())[0])
 
 
-def intensity_histogram(patches: Patches, bins: int = 140) -> pd.DataFrame:
+def intensity_histogram(patches: Patches) -> pd.DataFrame:
     """Density of pixel values by class: ``value`` (bin centre), ``class``, ``density`` (empty bins are left out)."""
     low, high = np.percentile(patches.images, [0, 99.9]).astype(int)
     # Bins are a whole number wide, since pixel values are whole
-    edges = np.arange(low, high, max(1, (high - low) // bins)) - 0.5
+    edges = np.arange(low, high, max(1, (high - low) // BINS)) - 0.5
     tables = []
     for label, name in enumerate(CLASSES):
         values = patches.images[patches.table["malignant"] == label]

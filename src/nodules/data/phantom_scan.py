@@ -26,7 +26,7 @@ ROOT = "2.25.20190521"  # of its instance UIDs
 
 
 def patient_of(source: Patches) -> str:
-    """The patient with most nodules that touch no chest wall, of both classes where there is one; the first of several.
+    """The patient with most nodules that touch no chest wall, of both classes where there is one; the last of several.
 
     All of them fit into the chest: at most ``MOST`` count.
     """

@@ -203,10 +203,10 @@ def _dark_centres(images: np.ndarray) -> float:
 
 
 def _mixture(where: str, low: np.ndarray, high: np.ndarray, odd: np.ndarray, what: str) -> InputError:
-    row = int(odd.argmax())
+    row, n, total = int(odd.argmax()), odd.sum(), len(odd)
     span = _span(low[row], high[row])
     return InputError(
-        f"{where}: mixed units: {odd.sum()} of {len(odd)} patches {what}, the first in row {row} ({span}); convert all "
+        f"{where}: mixed units: {n} of {total} patches {what}, the first in row {row} ({span}); convert all "
         "to Hounsfield units, or add a key unit='HU' if all are in HU"
     )
 

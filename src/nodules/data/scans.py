@@ -372,9 +372,9 @@ def _check_kind(file: Path, header: pydicom.Dataset, syntax: UID) -> None:
         raise InputError(
             f"{file}: many slices in one DICOM file, which is not supported; convert it with dcm2niix -z y"
         )
-    missing = [name for name in NEEDED if header.get(name) in (None, "")] + ([] if syntax else ["TransferSyntaxUID"])
-    if missing:
-        raise InputError(f"{file}: {', '.join(missing)} missing in its header; export or download the series again")
+    tags = [name for name in NEEDED if header.get(name) in (None, "")] + ([] if syntax else ["TransferSyntaxUID"])
+    if tags:
+        raise InputError(f"{file}: {', '.join(tags)} missing in its header; export or download the series again")
     unit = _plain(header.get("RescaleType"))[:CHARACTERS] or "HU"
     if unit != "HU":
         raise InputError(f"{file}: its pixels are {unit!r}, not Hounsfield units; choose another series")
