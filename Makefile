@@ -206,7 +206,8 @@ $(FIGURES)/slides/index.html: $(EXECUTED) $(wildcard src/nodules/tools/slides.py
 		| $(TEACHING)
 	"$(PY)" -m nodules slides $(RUN) $(@D)
 
-$(FIGURES)/report.html: $(EXECUTED) $(DRAWING)
+# It also quotes the default sweep
+$(FIGURES)/report.html: $(EXECUTED) $(DRAWING) $(wildcard figures/headline/results.json)
 	"$(PY)" -m nodules report $(RUN) $(FIGURES) $(README)
 
 # Exercises as a student first sees them: checks of unsolved ones fail, which their cells allow

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from nodules.errors import InputError
 
@@ -62,6 +63,29 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             os.close(handle)
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a text atomically, as with :func:`replacing`; its path."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[TextIO]:
+    """A file opened for appending, once no other process has it open so; some network drives lack locks.
+
+    Raises:
+        InputError: as for :func:`writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 @contextmanager

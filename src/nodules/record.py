@@ -40,9 +40,8 @@ def git_revision() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; numpy scalars become numbers, NaN is an error."""
-    with paths.replacing(path) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=lambda x: x.item())
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=lambda x: x.item())
+    paths.write(path, text + "\n")
 
 
 @dataclass

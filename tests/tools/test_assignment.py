@@ -195,6 +195,17 @@ def test_a_removed_check_is_put_back_below_its_exercise(released):
     assert back[-4:] == ["exercise_1_1", "check_1_1", "exercise_1_2", "check_1_2"]
 
 
+def test_removed_cells_that_prepare_are_put_back_in_their_order(released):
+    source = nbformat.read(released / "source" / LESSON / f"{LESSON}.ipynb", as_version=4)
+    for place, name in ((1, "first"), (2, "second")):
+        about = {"grade_id": name, "solution": False, "grade": False, "locked": True}
+        source.cells.insert(place + 1, new_code_cell(name, metadata={"nbgrader": about}))
+    submitted = nbformat.from_dict(source)
+    submitted.cells = [cell for cell in source.cells if cell.source not in ("first", "second")]
+    back = assignment.restored(submitted, source).cells
+    assert [cell.source for cell in back] == [cell.source for cell in source.cells]
+
+
 def test_bad_input_is_refused_in_one_line(released, tmp_path, capsys):
     with pytest.raises(InputError, match="run make assignment first"):
         assignment.grade(tmp_path, tmp_path)

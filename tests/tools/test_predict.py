@@ -129,6 +129,19 @@ def test_a_mistaken_table_is_named_and_not_the_scan(practice, tmp_path):
         predict.table(None, table)
 
 
+def test_a_unit_is_said_once(tmp_path):
+    table = tmp_path / "places.csv"
+    table.write_text("x,y,z,unit\n1,2,3,voxel\n")
+    with pytest.raises(InputError, match="has a column 'unit', and --mm is given too"):
+        predict.table(None, table, "mm")
+
+
+def test_decimal_commas_are_read(tmp_path):
+    table = tmp_path / "places.csv"
+    table.write_text("x;y;z;unit\n50,5;2;3;mm\n")
+    assert predict.table(None, table)[["x", "y", "z"]].to_numpy().tolist() == [[50.5, 2, 3]]
+
+
 def test_a_nodule_may_have_any_name(practice, tmp_path):
     folder, spots = practice
     spots = spots[["x", "y", "z", "unit"]].iloc[:1].assign(nodule=r"costs $5 and \frac$ <b>", malignant="?")
@@ -153,6 +166,7 @@ def test_patches_need_no_labels(own, tmp_path):
     taught = model.load(model.DEFAULT)
     judged = predict.judge(taught, tmp_path / "own.npz")
     assert len(predict.listed(judged)) == 3 and judged.unit == "HU"
+    assert "patient nan" not in predict.page(taught, judged)
     with pytest.raises(InputError, match="no 'malignant' in it"):
         patches.read(str(tmp_path / "own.npz"))
 

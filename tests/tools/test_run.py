@@ -95,6 +95,10 @@ def test_a_profile_is_checked_against_all_notebooks(tmp_path, notebook, monkeypa
             run.read_profile(profile)
 
 
+def test_a_profile_holds_values_of_the_type_that_notebooks_want():
+    assert run.checked(paths.ROOT, {"compare_lr": "1e-3", "seed": 1}) == {"compare_lr": 1e-3, "seed": 1}
+
+
 def test_every_profile_fits_the_notebooks():
     profiles = sorted((paths.ROOT / "params").glob("*.yaml"))
     assert {path.stem for path in profiles} >= {"smoke", "demo", "paper"}

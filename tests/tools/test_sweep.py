@@ -189,6 +189,8 @@ def test_a_product_is_every_combination_and_a_list_what_it_says(tmp_path):
         ("{product: {seed: [-1]}}", "seed=-1: out of range"),
         ("{product: {seed: [1]}, notebooks: [x]}", "there is no notebook 'x'"),
         ("{product: {seed: [1]}, profile: x}", "x.yaml: can't be read"),
+        ("{product: {epochs: [1, 2]}, notebooks: [01_data]}", "none of its notebooks has a parameter 'epochs'"),
+        ("{product: {seed: [1]}, notebooks: []}", "none of its notebooks has a parameter 'seed'"),
     ],
 )
 def test_a_sweep_that_can_not_be_run_is_refused_in_one_line(tmp_path, plan, message):

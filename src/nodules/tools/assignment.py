@@ -59,7 +59,7 @@ def release(folder: Path, exercises: Path = EXERCISES) -> list[Path]:
             nbformat.write(without_solutions(path), _at(folder / "source", path.stem))
             result = api.generate_assignment(path.stem)
             if not result["success"]:
-                raise InputError(f"{path}: refused by nbgrader ({_last(result)}); correct the metadata of its cells")
+                raise InputError(f"{path}: refused by nbgrader ({_reason(result)}); correct the metadata of its cells")
     return sorted((folder / "release").glob("*/*.ipynb"))
 
 
@@ -140,7 +140,7 @@ def restored(submitted: NotebookNode, source: NotebookNode) -> NotebookNode:
     """A submission in which only what students write is theirs.
 
     Locked cells and the metadata of all cells are the source's, since metadata, too, can change a grade: a tag
-    keeps a cell from being executed. Locked cells that are missing are put back, checks below their exercises.
+    keeps a cell from being executed. Locked cells that are missing are put back, below those that they followed.
     """
     known = {cell.metadata.nbgrader.grade_id: cell for cell in source.cells if "nbgrader" in cell.metadata}
     missing = dict(known)
@@ -149,13 +149,13 @@ def restored(submitted: NotebookNode, source: NotebookNode) -> NotebookNode:
         original = missing.pop(cell.metadata.get("nbgrader", {}).get("grade_id"), None)
         cell.metadata = NotebookNode() if original is None else original.metadata
         cells.append(original if original and original.metadata.nbgrader.locked else cell)
-    for cell in missing.values():
-        if cell.metadata.nbgrader.grade:
-            exercise = cell.metadata.nbgrader.grade_id.replace("check_", "exercise_", 1)
-            ids = [other.metadata.get("nbgrader", {}).get("grade_id") for other in cells]
-            cells.insert(ids.index(exercise) + 1 if exercise in ids else len(cells), cell)
-        elif cell.metadata.nbgrader.locked:
-            cells.insert(0, cell)
+    for name, cell in missing.items():
+        if cell.metadata.nbgrader.grade or cell.metadata.nbgrader.locked:
+            before = list(known)[: list(known).index(name)]
+            places = [
+                i for i, other in enumerate(cells) if other.metadata.get("nbgrader", {}).get("grade_id") in before
+            ]
+            cells.insert(max(places, default=-1) + 1, cell)
     if len(missing) == len(known):
         raise ValueError("none of the assignment's cells are in it")
     for number, cell in enumerate(cells):
@@ -211,7 +211,7 @@ def _executed(folder: Path, student: str, lesson: str, seconds: int) -> tuple[di
             slow = f"{_place(started[-1:])}a cell took more than {seconds} s"
             known["CellTimeoutError"] = f"{slow} and could not be stopped"
             why = [text for name, text in known.items() if name in log]
-            raise ValueError(why[0] if why else f"not executed: {_last(result)}")
+            raise ValueError(why[0] if why else f"not executed: {_reason(result)}")
         with api.gradebook as gradebook:
             graded = gradebook.find_submission_notebook(lesson, lesson, student)
             points = {grade.name: float(grade.score) for grade in graded.grades}
@@ -321,8 +321,8 @@ def _api(folder: Path, database: str = "gradebook.db", timeout: Callable | None 
     return app.NbGraderAPI(config=config, log_level=40)
 
 
-def _last(result: dict[str, Any]) -> str:
-    """The last line of an error of nbgrader's that names one."""
+def _reason(result: dict[str, Any]) -> str:
+    """The first line of nbgrader's log or error that names an exception; else the first line."""
     lines = [line.strip() for line in (result.get("log", "") + result.get("error", "")).splitlines()]
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Died)\b", line)]
     return (named or lines or ["no reason given"])[0][:200]

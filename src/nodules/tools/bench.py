@@ -278,7 +278,7 @@ def compare_training() -> None:
         print(f"  accuracy of {name:<17} valid {accuracies['valid']:.3f}  test {accuracies['test']:.3f}", flush=True)
 
 
-def practice(folder: str) -> dict[str, Any]:
+def scan_read(folder: str) -> dict[str, Any]:
     """Seconds to read a whole DICOM scan, which is written first where it is not there."""
     from nodules.data import phantom_scan, scans
 
@@ -313,8 +313,8 @@ def imported(module: str) -> None:
 def compare_answers(folder: Path) -> None:
     """A model that is used: how long it takes to start, and to answer."""
     scan = str(folder / "scan")
-    measure(practice, scan)
-    compare("read a DICOM scan / one nodule in it (aim: 0.1 s)", (practice, scan), (answered, scan))
+    measure(scan_read, scan)
+    compare("read a DICOM scan / one nodule in it (aim: 0.1 s)", (scan_read, scan), (answered, scan))
     compare(
         "import what teaches / what answers (aim: 5 s)", (imported, "nodules.teaching"), (imported, "nodules.model")
     )

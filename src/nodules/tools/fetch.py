@@ -4,15 +4,14 @@ Nothing else needs this module or its packages, which ``make data-kaggle`` and `
 environment. A download that was interrupted continues when it is run again.
 """
 
-import importlib
 import logging
 import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from nodules.data import patches
 from nodules.data.lidc import scans as annotated
 from nodules.data.sources import KAGGLE_COUNTS, SOURCES
 from nodules.errors import InputError, in_brief, within
+from nodules.tools import optional
 
 KAGGLE = "kmader/lungnodemalignancy"
 KAGGLE_FILES = ("all_patches.hdf5", "malignancy.csv", "ct_tiles.tif")
@@ -31,6 +31,9 @@ LIDC_LICENCE = "CC BY 3.0, https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX"
 BUCKET = "https://s3.amazonaws.com/idc-open-data?list-type=2&max-keys=1"  # where idc-index downloads from
 LAYOUT = "%PatientID/%StudyInstanceUID/%SeriesInstanceUID"  # of the folders, as pylidc expects them
 TIMEOUT_S = 10  # without a response
+
+
+_needed = partial(optional.package, group="data")
 
 
 def kaggle(folder: Path) -> Path:
@@ -50,7 +53,7 @@ def kaggle(folder: Path) -> Path:
         if patches.has_kaggle(folder) and patches.read(str(folder)).card.name == "kaggle":
             print(f"{folder}: Kaggle's set is here already")
             return folder
-    kagglehub, cache = _package("kagglehub"), folder / ".kagglehub"
+    kagglehub, cache = _needed("kagglehub"), folder / ".kagglehub"
     os.environ["KAGGLEHUB_CACHE"] = str(cache)
     with _fetching(KAGGLE):
         offered = _offered()
@@ -89,7 +92,7 @@ def lidc(folder: Path, patients: str) -> Path:
     """
     scans = _scans(patients)
     with _fetching(LIDC):
-        client = _package("idc_index").IDCClient()
+        client = _needed("idc_index").IDCClient()
     logging.getLogger("idc_index").setLevel(logging.ERROR)
     # idc-index searches its whole index in each call: a million series, most of other collections
     client.index = client.index[client.index["SeriesInstanceUID"].isin(scans["series"])]
@@ -111,13 +114,6 @@ def lidc(folder: Path, patients: str) -> Path:
     return folder
 
 
-def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name}: not installed; add the packages of requirements-data.txt") from error
-
-
 @contextmanager
 def _fetching(what: str) -> Iterator[None]:
     """Turn whatever a host or the package that talks to it raises into InputError."""
@@ -128,7 +124,7 @@ def _fetching(what: str) -> Iterator[None]:
     except Exception as error:
         reason = in_brief(error)
         if what == KAGGLE and getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            token = "your token" if _package("kagglehub.config").get_kaggle_credentials() else "access without a token"
+            token = "your token" if _needed("kagglehub.config").get_kaggle_credentials() else "access without a token"
             raise InputError(
                 f"{KAGGLE}: Kaggle refuses {token}; set KAGGLE_API_TOKEN to one from https://www.kaggle.com/settings"
             ) from error
@@ -147,9 +143,9 @@ def _check_space(folder: Path, needed: float) -> None:
 
 def _offered() -> Any:
     """Kaggle's description of the set, of which ``total_bytes`` and ``license_name`` are used."""
-    request = _package("kagglesdk.datasets.types.dataset_api_service").ApiGetDatasetRequest()
+    request = _needed("kagglesdk.datasets.types.dataset_api_service").ApiGetDatasetRequest()
     request.owner_slug, request.dataset_slug = KAGGLE.split("/")
-    with _package("kagglehub.clients").build_kaggle_client() as client:
+    with _needed("kagglehub.clients").build_kaggle_client() as client:
         return client.datasets.dataset_api_client.get_dataset(request)
 
 

@@ -56,9 +56,7 @@ def document() -> str:
 
 def write() -> Path:
     """Write the page to ``DOCUMENT``."""
-    with paths.replacing(DOCUMENT) as temporary:
-        temporary.write_text(document(), encoding="utf-8")
-    return DOCUMENT
+    return paths.write(DOCUMENT, document())
 
 
 def _makefile() -> str:
@@ -89,6 +87,8 @@ def _filled(node: ast.expr, module: ModuleType) -> str:
     match node:
         case ast.Name(name) if name.isupper():
             return str(getattr(module, name))
+        case ast.Subscript(ast.Name(name), ast.Constant(place)) if name.isupper():
+            return str(getattr(module, name)[place])
         case ast.Call(ast.Attribute(attr="join"), [ast.Name(name)]) if name.isupper():
             return ", ".join(getattr(module, name))
         case ast.Call(ast.Attribute(attr="join"), [ast.Attribute(ast.Name(owner), name)]) if name.isupper():

@@ -1,4 +1,4 @@
-"""Packages of the teaching group, which the default environment does not have."""
+"""Packages that the default environment does not have."""
 
 import importlib
 from types import ModuleType
@@ -6,8 +6,8 @@ from types import ModuleType
 from nodules.errors import InputError
 
 
-def package(name: str) -> ModuleType:
-    """Import a package or one of its modules.
+def package(name: str, group: str = "teaching") -> ModuleType:
+    """Import a package or one of its modules; ``group`` names the requirements that it is part of.
 
     Raises:
         InputError: it is not installed.
@@ -15,4 +15,4 @@ def package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name}: not installed; add the packages of requirements-teaching.txt") from error
+        raise InputError(f"{error.name}: not installed; add the packages of requirements-{group}.txt") from error

@@ -43,7 +43,7 @@ def table(at: str | None, csv: Path | None, unit: str = "") -> pd.DataFrame | No
     Args:
         at: a place.
         csv: a table of places.
-        unit: of the places, ``mm`` or ``voxel``, where the table does not say.
+        unit: of the places, ``mm`` or ``voxel``, unless the table says it.
 
     Raises:
         InputError: what is given does not say where the nodules are.
@@ -51,7 +51,10 @@ def table(at: str | None, csv: Path | None, unit: str = "") -> pd.DataFrame | No
     if csv:
         from nodules.data import cut  # its libraries take long to import, and patches need none of them
 
-        return cut.places(csv, spreadsheet(csv, text=True).drop(columns="malignant", errors="ignore"), unit)
+        listed = spreadsheet(csv, text=True).drop(columns="malignant", errors="ignore")
+        if unit and "unit" in listed:
+            raise InputError(f"{csv}: has a column 'unit', and --{unit} is given too; leave one of them out")
+        return cut.places(csv, listed, unit)
     if at is None:
         return None
     if not unit:
@@ -126,8 +129,7 @@ def predict(taught: Model, judged: Judged, out: Path | None, sheets: Path | None
         with paths.replacing(out) as temporary:
             rows.to_csv(temporary, index=False)
     if sheets:
-        with paths.replacing(sheets) as temporary:
-            temporary.write_text(page(taught, judged), encoding="utf-8")
+        paths.write(sheets, page(taught, judged))
     return rows.round(3).to_string(index=False, max_rows=SHOWN)
 
 

@@ -71,20 +71,21 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 
 def checked(path: Path, profile: dict[str, Any]) -> dict[str, Any]:
-    """A profile from ``path`` whose keys are ``TIME_LIMIT`` and parameters, each of at least one notebook.
+    """A profile from ``path`` whose keys are ``TIME_LIMIT`` and parameters, each of at least one notebook, as typed.
 
     Raises:
         InputError: a key that no notebook has as a parameter, or a value of another type.
     """
     notebooks = [course.parameters(notebook) for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+    typed = {}
     for key, value in profile.items():
         defaults = [SECONDS] if key == TIME_LIMIT else [known[key] for known in notebooks if key in known]
         if not defaults:
             name = reprlib.repr(key)
             raise InputError(f"{path}: no notebook has a parameter {name}; correct or remove it")
         for default in defaults:
-            course.typed(key, value, default)
-    return profile
+            typed[key] = course.typed(key, value, default)
+    return typed
 
 
 def time_limit(profile: dict[str, Any], given: int | None) -> int:
@@ -209,8 +210,7 @@ def _write_dependencies(notebook: Path, output: Path, data: str | None) -> None:
         # Make's DATA never contains any of SIGNS, so that a name with one differs from it, as it should
         plain = re.sub(r"[\s\"'`\\;:|&<>()\[\]*?%=$#]", "?", data)
         lines += [f'ifneq "$(DATA)" "{plain}"', f"{_shown(output)}: other-data", "endif"]
-    with paths.replacing(output.with_suffix(".d")) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    paths.write(output.with_suffix(".d"), "\n".join(lines) + "\n")
 
 
 def _check_kernel() -> None:

@@ -126,12 +126,9 @@ def write(run_dir: Path, folder: Path) -> Path:
         notebook = show(nbformat.read(run_dir / f"{name}.ipynb", as_version=4))
         title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
         notebook.metadata.title = title
-        with paths.replacing(folder / f"{name}.html") as temporary:
-            temporary.write_text(page(notebook), encoding="utf-8")
+        paths.write(folder / f"{name}.html", page(notebook))
         listed.append(f'<li><a href="{name}.html">{html.escape(title)}</a></li>')
-    with paths.replacing(folder / "index.html") as temporary:
-        temporary.write_text(INDEX.format(lessons="\n".join(listed)), encoding="utf-8")
-    return folder / "index.html"
+    return paths.write(folder / "index.html", INDEX.format(lessons="\n".join(listed)))
 
 
 def page(notebook: NotebookNode) -> str:

@@ -6,7 +6,6 @@ and code, and never computed twice.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -75,11 +74,17 @@ def read(path: Path) -> list[Job]:
     notebooks = plan.get("notebooks", lessons)
     if unknown := [name for name in notebooks if name not in lessons]:
         raise InputError(f"{path}: there is no notebook {unknown[0]!r}; use some of {', '.join(lessons)}")
+    known = {name for each in notebooks for name in course.parameters(paths.NOTEBOOKS / f"{each}.ipynb")}
     base = paths.ROOT / "params" / f"{plan.get('profile', 'demo')}.yaml"
     parameters = run.read_profile(base) | plan.get("parameters", {})
     jobs = []
     for varied in _varied(path, plan):
         chosen = run.checked(path, parameters | varied)
+        if unread := [name for name in varied if name not in known]:
+            named = repr(unread[0])
+            raise InputError(
+                f"{path}: none of its notebooks has a parameter {named}; vary another, or add its notebook"
+            )
         study.check({name: value for name, value in chosen.items() if name in {**study.RANGES, **study.CHOICES}})
         label = " ".join(f"{name}={value}" for name, value in varied.items())
         jobs.append(Job(label, varied, notebooks, chosen))
@@ -199,6 +204,7 @@ def perform(job: Job) -> float:
     }
     store = Store(job.store)
     if "://" in job.store:  # a folder holds the run itself
+        store.files.makedirs(f"{store.root}/{folder.name}", exist_ok=True)
         for name in job.notebooks:
             store.files.put_file(str(folder / f"{name}.ipynb"), f"{store.root}/{folder.name}/{name}.ipynb")
     store.keep(job.key, content)
@@ -208,9 +214,7 @@ def perform(job: Job) -> float:
 @contextlib.contextmanager
 def _log_of(folder: Path) -> Iterator[TextIO]:
     """A run's log, once nobody else writes to it: a worker that was cut off may still be in the run's folder."""
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        with contextlib.suppress(OSError):  # some network drives lack locks
-            fcntl.flock(log, fcntl.LOCK_EX)
+    with paths.alone(folder / "log.txt") as log:
         log.truncate(0)
         yield log
 

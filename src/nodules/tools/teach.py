@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from nodules import model, paths, teaching
+from nodules import model, paths, study, teaching
 from nodules.data import patches, split
 from nodules.data.split import Part
 from nodules.errors import InputError, within
@@ -43,13 +43,15 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
         seed: of everything random.
 
     Raises:
-        InputError: unreadable data, or a class with fewer patients than folds.
+        InputError: unreadable data, a number out of range, or a class with fewer patients than folds.
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: not the name of a model; let it end in .safetensors")
+    within(2, model.MOST, folds=folds)
+    within(*study.RANGES["scratch_epochs"], epochs=epochs)
+    within(*study.RANGES["seed"], seed=seed)
     held = patches.read(data)
     part, card = split.stacked(split.whole(held)), held.card
-    within(2, model.MOST, folds=folds)
     if (fewest := split.distinct(part.y, part.units)) < folds:
         raise InputError(f"{data}: a class has {fewest} patients, too few for {folds} folds; use fewer with --folds")
     others = teaching.company(card, phantom)
@@ -66,8 +68,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
     taught.about["measured"] = measured(taught, part, others, options)
     taught.about["marked"] = marked(taught, part, options)
     teaching.save(taught, path)
-    with paths.replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(card_of(taught), encoding="utf-8")
+    paths.write(path.with_suffix(".md"), card_of(taught))
     return path
 
 
