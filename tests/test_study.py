@@ -237,7 +237,7 @@ def trained(first, opened, monkeypatch, tmp_path):
 
 def test_what_a_notebook_predicted_lines_up_with_the_patches(trained, opened, own):
     following = opened(course.EVALUATION)
-    predicted = following.predicted("04_training")
+    predicted = following.predicted()
     for table, part in zip(predicted, (following.valid, following.test), strict=True):
         assert table.index.tolist() == part.rows.tolist() and np.array_equal(table["id"], part.table["id"])
         assert np.array_equal(table["y"], part.y) and np.array_equal(table["unit"], part.units)
@@ -257,7 +257,7 @@ def test_the_network_is_the_one_that_was_chosen(trained, opened):
 def test_the_model_is_the_network_with_the_head_that_was_kept(trained, opened):
     training, head = trained
     following = opened(course.INTERPRETATION)
-    model = following.model("04_training")
+    model = following.model()
     assert following.weights == training.weights and not model.training
     assert all(torch.equal(model.head.state_dict()[name].cpu(), kept) for name, kept in head.state_dict().items())
     assert predict(model, following.test.images, 1).shape == (len(following.test), 1)

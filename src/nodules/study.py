@@ -129,6 +129,14 @@ class Study(Record):
         return Earlier(self.run_dir, notebook)
 
     @property
+    def described(self) -> pd.DataFrame:
+        """By patch: ``id, patient, split, y, nodule, unit, diameter``, and ``slice_index`` where known."""
+        whole = self.everything
+        known = whole.table[whole.table.columns.intersection(["slice_index"])]
+        about = {"y": whole.y, "nodule": whole.nodules, "unit": whole.units, "diameter": whole.diameters}
+        return self.split[["id", "patient", "split"]].assign(**about).join(known)
+
+    @property
     def network(self) -> "Spec":
         """The network chosen in the notebook on architectures."""
         from nodules.networks.bodies import Spec
@@ -144,20 +152,20 @@ class Study(Record):
         self.weights = f"{body.architecture}, {body.weights.source}"
         return body
 
-    def model(self, notebook: str) -> "Network":
-        """The chosen :attr:`network` with a notebook's head; everything kept from now on names its weights."""
+    def model(self) -> "Network":
+        """The chosen :attr:`network` with its trained head; everything kept from now on names its weights."""
         from nodules.networks.network import restore
 
-        model = restore(self.network, self.unit, self.earlier(notebook).file("head.safetensors"))
+        model = restore(self.network, self.unit, self.earlier(course.TRAINING.name).file("head.safetensors"))
         self.weights = f"{model.body.architecture}, {model.body.weights.source}"
         return model
 
-    def predicted(self, notebook: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The tables of the valid and test patches with a notebook's predictions: ``y, p`` (plain), ``p_tta``.
+    def predicted(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of the valid and test patches with predictions of :meth:`model`: ``y, p`` (plain), ``p_tta``.
 
         They also have ``unit``, which intervals resample, and ``nodule``, one per patch where nodules are unknown.
         """
-        predictions = self.earlier(notebook).table("predictions").set_index("id")[["y", "p", "p_tta"]]
+        predictions = self.earlier(course.TRAINING.name).table("predictions").set_index("id")[["y", "p", "p_tta"]]
         named = self.patches.table.drop(columns=list(predictions), errors="ignore")  # a source may have such columns
         described = named.assign(nodule=self.everything.nodules, unit=self.everything.units)
         valid, test = (described.iloc[part.rows].join(predictions, on="id") for part in (self.valid, self.test))

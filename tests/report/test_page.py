@@ -111,7 +111,7 @@ def test_the_readme_gets_its_tables_between_their_marks(run, tmp_path):
     readme.write_text(marked.format(*page.RESULTS_MARKS, *page.NOTEBOOKS_MARKS))
     page.build(run, tmp_path / "figures", readme)
     written = readme.read_text()
-    assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "\nold\n" not in written
     assert "TTA | 0.950 (0.932 to 0.965) | – | the 2019 report" in written.split("between")[0]
     assert "| real nodules, patients apart |" in written.split("between")[0]
     assert "(notebooks/01_data.ipynb)" in written.split("between")[1]
@@ -179,6 +179,14 @@ def test_figures_of_a_notebook_that_did_not_end_are_not_drawn(run, keep, tmp_pat
     (folder / "results.json").unlink()
     page.build(run, tmp_path / "out")
     assert (tmp_path / "out" / f"{FIGURE_1}.png").exists() and not (tmp_path / "out" / "half.png").exists()
+
+
+def test_a_figure_of_an_earlier_report_goes_and_the_users_own_stays(run, tmp_path):
+    (tmp_path / "mine.png").touch()
+    for name in ("old.png", "old.json"):
+        (tmp_path / name).touch()
+    page.build(run, tmp_path)
+    assert (tmp_path / "mine.png").exists() and not list(tmp_path.glob("old.*"))
 
 
 def test_a_table_with_a_caption_stands_in_the_report(keep, tmp_path):
@@ -258,7 +266,7 @@ def test_findings_are_compared_with_those_of_a_machine_without_bfloat16(content,
     there = {"gain_patches": 0.02, "gain_patches_low": -0.01, "gain_patches_high": 0.05}  # here surely above 0
     there |= {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "inflation_auc": 0.03}  # the last without an interval
     record.write_json(answer.FLOAT32, {"profile": "demo-phantom", "facts": {"x": there}})
-    told = section(shown(content, tmp_path), "Does it hold on another machine?")
+    told = section(shown(content, tmp_path), "Does it hold without bfloat16?")
     assert "1 of 2 differences agree" in told
     for name, one, other, agree in (
         (answer.FINDINGS["gain_patches"], "+0.021 (+0.010 to +0.032)", "+0.020 (-0.010 to +0.050)", "no"),
@@ -268,7 +276,7 @@ def test_findings_are_compared_with_those_of_a_machine_without_bfloat16(content,
         assert [f"<td>{cell}</td>" in line for cell in (one, other, agree)] == [True] * 3
     for run in content["runs"]:
         run["profile"] = "demo-kaggle"
-    assert "Does it hold on another machine?" not in shown(content, tmp_path), "only the same run is compared"
+    assert "Does it hold without bfloat16?" not in shown(content, tmp_path), "only the same run is compared"
 
 
 def test_each_ingredient_stands_in_a_line_with_real_nodules_and_phantom_apart(tmp_path, monkeypatch):

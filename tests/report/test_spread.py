@@ -103,8 +103,7 @@ def test_results_are_gathered_by_name_and_by_what_is_varied_beside_seeds():
     assert each["low"] < 0.7055 < 0.9055 < each["high"], "wider than one run's interval"
 
 
-def test_findings_carry_their_fact_and_their_seeds():
+def test_findings_carry_their_fact():
     found = spread.findings([run_of(3, 1, 0.9), run_of(3, 2, 0.7)])
     assert set(found["fact"]) == {"gain_nodules"}
-    assert found[["split", "seed"]].to_numpy().tolist() == [[3, 1], [3, 2]]
     assert spread.verdicts(found)["verdict"].tolist() == ["flips"]

@@ -14,8 +14,9 @@ from nodules.report import text
 
 REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
 HEADLINE = paths.ROOT / "figures" / "headline"  # of make sweep
+DIVISIONS = "divisions of the real patients into folds"
 SWEPT = {  # the results of sweeps
-    "divisions of the real patients into folds": REAL / "splits.json",
+    DIVISIONS: REAL / "splits.json",
     "runs on a phantom, simulated patches (`figures/headline/report.html`)": HEADLINE / "results.json",
 }
 FLOAT32 = text.TEMPLATES / "float32.json"  # what the default run found where torch was told to do without bfloat16
@@ -130,11 +131,12 @@ def table(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def values(content: dict[str, Any]) -> dict[str, Any]:
-    """What ``answer.md`` names: ``reported``, rows and facts of the run on real nodules and of this one, ``swept``."""
+    """What ``answer.md`` names: ``reported``, rows and facts of the real nodules and of this run, ``swept``."""
     kept = real()
     return {
         "reported": reported()[0],
         "swept": swept(),
+        "divisions": DIVISIONS,
         "here": rows(content),
         "real": rows(kept) | {"card": kept["card"], "facts": facts(kept)},
     }

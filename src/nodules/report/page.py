@@ -75,11 +75,11 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
     figures = _draw(folders, folder) | {"answer": _answer(content, folder)}
     record.write_json(folder / "results.json", content)
     for name, card in CARDS.items():
-        write(folder / name, card(content))
+        paths.write(folder / name, card(content))
     if readme:
-        write(readme, renewed(readme, content))
+        paths.write(readme, renewed(readme, content))
     tables = [(t["caption"], pd.read_csv(run_dir / t["notebook"] / f"{t['name']}.csv")) for t in content["tables"]]
-    return write(folder / "report.html", page(content, figures, tables, folder))
+    return paths.write(folder / "report.html", page(content, figures, tables, folder))
 
 
 def minutes(run_dir: Path) -> str:
@@ -103,6 +103,7 @@ def page(
         folder: where the figures are.
     """
     values = cards.values(content) | _comparison(content)
+    values |= {"revisions": dict.fromkeys(run["git_revision"] for run in content["runs"])}
     values |= {"data_card": cards.data_card(content), "results": cards.result_table(content["rows"])}
     values |= {"figures": Album(figures), "tables": [(caption, table.map(_legible)) for caption, table in tables]}
     report = text.render("report.md", values | {"left_out": content["left_out"]})
@@ -236,9 +237,10 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _brief(content: dict[str, Any]) -> pd.DataFrame:
-    """The README's table: the report's number above some of this run and the best network on real nodules."""
+    """The README's table: the report's number above some on real nodules and some of this run."""
     table = answer.table(content)
-    chosen = [("report", 0), ("real", "nodule"), *(("here", key) for key in ("benign", "frozen", "ruler", "nodule"))]
+    keys = ("benign", "frozen", "ruler", "nodule")
+    chosen = [("report", 0), *(("real", key) for key in keys), *(("here", key) for key in keys)]
     table = table.loc[[key for key in chosen if key in table.index]]
     table["accuracy"] = [
         text.interval({"": row.value, "_low": row.low, "_high": row.high}, "") for row in table.itertuples()
@@ -262,9 +264,10 @@ def _draw(folders: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
         record.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
         figures[path.stem] = about | {"title": plots.title(figure), "alt": plots.described(figure)}
     for picture in folder.glob("*.png"):
-        if picture.stem not in (*figures, "answer"):
+        beside = picture.with_suffix(".json")
+        if picture.stem not in (*figures, "answer") and beside.exists():  # else it is none of an earlier report's
             picture.unlink(missing_ok=True)
-            picture.with_suffix(".json").unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
     return dict(sorted(figures.items(), key=lambda item: (item[1]["notebook"], item[1]["order"])))
 
 
@@ -296,10 +299,3 @@ def picture(name: str, about: dict[str, Any]) -> str:
     """A figure in markdown: ``alt``, ``caption`` and ``source`` of it."""
     alt = about["alt"].replace("[", "(").replace("]", ")")
     return f'![{alt}]({name}.png "{name}")\n\n{about["caption"]} *{about["source"]}.*'
-
-
-def write(path: Path, content: str) -> Path:
-    """Write a text atomically; its path."""
-    with paths.replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-    return path

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from nodules import plots, record
+from nodules import paths, plots, record
 from nodules.report import page, text
 from nodules.report.answer import FINDINGS
 
@@ -73,14 +73,14 @@ def mixed(values: np.ndarray, split: np.ndarray, patients: float, tested: float)
 
 
 def rows(runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """Every result of every run: ``name, metric, value, low, high, split, seed, run``; ``n`` of ``all`` were scored."""
+    """Every result of every run: ``name, metric, value, low, high, split, run``; ``n`` of ``all`` were scored."""
     found = []
     for i, run in enumerate(runs):
         extra = condition(run)
         for row in run["rows"]:
             about = {"name": row["name"] + (f" ({extra})" if extra else ""), "n": row["n"], "run": i}
             everything = run["card"]["nodules" if row.get("counted") == "nodules" else "patches"]
-            about |= {"split": row["split_seed"], "seed": row["seed"], "all": everything}
+            about |= {"split": row["split_seed"], "all": everything}
             for metric, title in METRICS.items():
                 if f"{metric}_low" in row:
                     ends = {"low": row[f"{metric}_low"], "high": row[f"{metric}_high"]}
@@ -111,18 +111,17 @@ def summary(every: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """Differences with an interval, of every run: ``fact, name, value, low, high, run, split, seed``."""
+    """Differences with an interval, of every run: ``fact, name, value, low, high``."""
     found = []
-    for i, run in enumerate(runs):
+    for run in runs:
         extra = condition(run)
-        seeds = {"split": run["parameters"]["split_seed"], "seed": run["parameters"]["seed"]}
         for facts in run["facts"].values():
             for fact, title in FINDINGS.items():
                 if f"{fact}_low" in facts:
                     ends = {"value": facts[fact], "low": facts[f"{fact}_low"], "high": facts[f"{fact}_high"]}
                     about = {"fact": fact, "name": title + (f" ({extra})" if extra else "")}
-                    found.append({**about, **ends, "run": i, **seeds})
-    return pd.DataFrame(found, columns=["fact", "name", "value", "low", "high", "run", "split", "seed"])
+                    found.append(about | ends)
+    return pd.DataFrame(found, columns=["fact", "name", "value", "low", "high"])
 
 
 def verdicts(found: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +199,7 @@ def build(name: str, found: dict[str, dict[str, Any]], asked: int, failed: dict[
     values = {"figures": page.Album(about), "table": _shown(table), "held": _told(held)}
     report = text.render("sweep.md", content | values)
     titles = {key: each["title"] for key, each in about.items()}
-    return page.write(folder / "report.html", page.as_html(report, titles, folder))
+    return paths.write(folder / "report.html", page.as_html(report, titles, folder))
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
