@@ -173,7 +173,7 @@ def _lengths(table: pd.DataFrame) -> np.ndarray:
 
 
 def spread(every: pd.DataFrame, table: pd.DataFrame, label: str, heading: str) -> Figure:
-    """Results of many runs: a dot each, coloured by split; intervals of one run (grey) and of the mean (black).
+    """Results of many runs: a mark each, by split; intervals of one run (grey) and of the mean (black).
 
     ``every`` has ``name, value, split``, a row for each run; ``table`` has ``name, mean, one, low, high``.
     """
