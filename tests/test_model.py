@@ -16,6 +16,7 @@ from nodules.errors import InputError
 from nodules.evaluation import metrics
 from nodules.networks import small
 from nodules.networks.small import NoduleNet
+from nodules.tools import teach
 
 LIDC = model.DEFAULT
 
@@ -250,3 +251,7 @@ def test_networks_of_the_same_kind_are_rebuilt_from_their_description():
     about = model.load(LIDC).about
     assert about["architecture"] == NoduleNet.__name__ and about["input"]["side"] == patches.SIDE == model.SIDE
     assert model.CELL == (64 - 2 * small.MARGIN) / small.GRID
+
+
+def test_the_card_in_the_repository_is_that_of_its_model():
+    assert teach.card_of(model.load(LIDC)) == LIDC.with_suffix(".md").read_text(encoding="utf-8")

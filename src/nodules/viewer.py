@@ -14,7 +14,6 @@ from nodules.data.scans import Scan
 from nodules.interactive import DPI, both_forms
 
 WINDOWS = {"lung": [-1350, 150], "soft tissue": [-160, 240], "bone": [-300, 1200]}  # HU
-HALF_MM = 30.0  # of the planes beside the slice
 
 
 class Clickable(anywidget.AnyWidget):
@@ -71,7 +70,7 @@ class Viewer:
 
     def figure(self) -> Figure:
         """The three planes through the place chosen, in the window chosen."""
-        pictures, sides = cut.planes(self.scan, self.voxel, HALF_MM)
+        pictures, sides = cut.planes(self.scan, self.voxel)
         return plots.planes(*pictures, sides, WINDOWS[self.window.value], f"Through voxel {self.place()}")
 
     def place(self) -> str:

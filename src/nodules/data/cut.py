@@ -98,7 +98,7 @@ def voxel_of(scan: Scan, place: dict[str, Any]) -> np.ndarray:
     )
 
 
-def planes(scan: Scan, voxel: np.ndarray, half_mm: float) -> tuple[list[np.ndarray], list[list[float]]]:
+def planes(scan: Scan, voxel: np.ndarray, half_mm: float = 30.0) -> tuple[list[np.ndarray], list[list[float]]]:
     """The axial, coronal and sagittal plane through a voxel (x, y, z), the head up, and their sides.
 
     Returns:

@@ -83,7 +83,7 @@ def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
 def ingredients() -> pd.DataFrame:
     """What each ingredient of the nodule network gained, on real nodules and on the phantom, as people read it."""
     table = pd.read_csv(REAL / "ingredients.csv")
-    table["gain"] = [f"{row.value:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()]
+    table["gain"] = [text.span(row.value, row.low, row.high, "+.3f") for row in table.itertuples()]
     table["where"] = table["data"] + ", per " + table["counted"].map({"patches": "patch", "nodules": "nodule"})
     wide = table.pivot(index="without", columns="where", values="gain")[table["where"].unique()]
     return wide.reindex(table["without"].unique()).reset_index(names="compared with").rename_axis(columns=None)

@@ -242,9 +242,7 @@ def _brief(content: dict[str, Any]) -> pd.DataFrame:
     keys = ("benign", "frozen", "ruler", "nodule")
     chosen = [("report", 0), *(("real", key) for key in keys), *(("here", key) for key in keys)]
     table = table.loc[[key for key in chosen if key in table.index]]
-    table["accuracy"] = [
-        text.interval({"": row.value, "_low": row.low, "_high": row.high}, "") for row in table.itertuples()
-    ]
+    table["accuracy"] = [text.span(row.value, row.low, row.high) for row in table.itertuples()]
     titles = {
         "name": "model",
         "accuracy": "accuracy (95% interval)",

@@ -166,7 +166,9 @@ def build(name: str, found: dict[str, dict[str, Any]], asked: int, failed: dict[
     pictures = {}
     for metric in [metric for metric in METRICS.values() if (table["metric"] == metric).any()]:
         of_metric = [each[each["metric"] == metric] for each in (every, table)]
-        caption = "A mark is a run, its colour and shape a split of the patients. Grey: one run's 95% interval, at the mean. "
+        caption = (
+            "A mark is a run, its colour and shape a split of the patients. Grey: one run's 95% interval, at the mean. "
+        )
         caption += "Black: the 95% interval of the mean over patients, splits and seeds."
         pictures[f"spread_{metric.replace(' ', '_')}"] = (plots.spread(*of_metric, metric, name), caption)
     if len(differences):

@@ -26,8 +26,12 @@ def number(value: float, spec: str = ".3f") -> str:
 
 def interval(values: dict[str, float], name: str, spec: str = ".3f") -> str:
     """A value with its 95% interval, ``name``, ``<name>_low`` and ``<name>_high``: ``0.891 (0.835 to 0.935)``."""
-    value, low, high = (number(_value(values, f"{name}{end}"), spec) for end in ("", "_low", "_high"))
-    return f"{value} ({low} to {high})"
+    return span(*(_value(values, f"{name}{end}") for end in ("", "_low", "_high")), spec)
+
+
+def span(value: float, low: float, high: float, spec: str = ".3f") -> str:
+    """A value and the ends of its interval as text, as in :func:`interval`."""
+    return f"{number(value, spec)} ({number(low, spec)} to {number(high, spec)})"
 
 
 def excludes(values: dict[str, float], name: str, reference: float = 0.0) -> bool:
@@ -103,4 +107,4 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters |= {"number": number, "in_words": in_words, "markdown": markdown}
-ENVIRONMENT.globals |= {"interval": interval, "excludes": excludes, "wilson": wilson, "course": course}
+ENVIRONMENT.globals |= {"interval": interval, "span": span, "excludes": excludes, "wilson": wilson, "course": course}

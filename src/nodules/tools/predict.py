@@ -18,7 +18,6 @@ from nodules.model import ANSWER, GROUPS, Model
 if TYPE_CHECKING:
     from nodules.data.scans import Scan
 
-HALF_MM = 30.0  # of the planes through a nodule
 SHOWN = 40  # rows printed
 NAMES = {
     "scan": ["axial", "coronal", "sagittal"],
@@ -97,7 +96,7 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
         images.append(taken.images)
         tables.append(taken.table)
         for place in rows.to_dict("records"):
-            shown[place["nodule"]] = cut.planes(scan, cut.voxel_of(scan, place), HALF_MM)
+            shown[place["nodule"]] = cut.planes(scan, cut.voxel_of(scan, place))
     part = model.part_of(np.concatenate(images), pd.concat(tables, ignore_index=True))
     return Judged(part, taught.answers(part), shown, "HU", source)
 
