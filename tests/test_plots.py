@@ -120,15 +120,23 @@ def test_phases_have_a_panel_an_arm_and_valid_as_points():
     table = pd.DataFrame(
         {"arm": np.repeat(["a", "b", "c", "d", "e"], 4), "part": ["train", "train", "valid", "valid"] * 5}
     )
-    table = table.assign(phase="all layers", done=[-1, 0, 0.5, 1] * 5, loss=np.linspace(0.5, 3, 20))
+    table = table.assign(stopped=False, phase="all layers", done=[-1, 0, 0.5, 1] * 5, loss=np.linspace(0.5, 3, 20))
     figure = plots.phases(table, "h")
     assert [axis.get_title() for axis in figure.axes[:5]] == ["a", "b", "c", "d", "e"]
     assert figure.axes[0].lines[2].get_marker() == "o"
     assert np.allclose(figure.axes[4].lines[2].get_ydata(), table["loss"][18:])
 
 
-def test_an_arm_that_ended_early_has_a_cross_and_one_from_scratch_no_head():
-    table = pd.DataFrame({"arm": list("aabb"), "phase": "all layers", "part": "train", "loss": [0.9, 0.5, 0.9, 2.0]})
+def test_a_stopped_arm_has_a_cross_and_one_from_scratch_no_head():
+    table = pd.DataFrame(
+        {
+            "arm": list("aabb"),
+            "stopped": [False, False, True, True],
+            "phase": "all layers",
+            "part": "train",
+            "loss": [0.9, 0.5, 0.9, 2.0],
+        }
+    )
     whole, early = plots.phases(table.assign(done=[-0.5, 1, 0, 0.2]), "h").axes
     crosses = [
         [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "X"] for axis in (whole, early)
@@ -139,7 +147,7 @@ def test_an_arm_that_ended_early_has_a_cross_and_one_from_scratch_no_head():
 
 def test_a_loss_out_of_all_bounds_is_marked_at_the_edge():
     table = pd.DataFrame({"arm": np.repeat(["a", "b"], 2), "part": ["train", "valid"] * 2, "done": [0.5, 1] * 2})
-    table["phase"] = "all layers"
+    table = table.assign(stopped=False, phase="all layers")
     tame, wild = plots.phases(table.assign(loss=[0.6, 0.5, 0.7, 1e26]), "h").axes
     assert tame.get_ylim()[1] == wild.get_ylim()[1] == plots.HIGHEST_LOSS
     assert [line.get_xydata().tolist() for line in wild.lines if line.get_marker() == "^"] == [[[1, 10]]]

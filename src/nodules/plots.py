@@ -26,7 +26,6 @@ CLASS_COLOURS = {"benign": BLUE, "malignant": ORANGE}
 WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
 COMMON_LOSS = 1.5  # the most that is shown of losses, twice that of guessing
 HIGHEST_LOSS = 10.0  # shown; beyond it a mark at the edge
-ENDED = 0.9  # share of a training from which it counts as whole
 MARKERS = "os^Dv"  # of groups
 DPI = 100
 
@@ -401,10 +400,10 @@ def network(
 
 
 def phases(table: pd.DataFrame, heading: str) -> Figure:
-    """Losses of the head alone, then of all layers, a panel per arm; ``table`` has ``arm, phase, part, done, loss``.
+    """Losses of the head alone, then of all layers, a panel per arm, as :func:`nodules.evaluation.tables.phases` has them.
 
-    ``done`` is training progress: the head alone up to 0, then all layers up to 1; a cross marks where a training ended
-    early. ``part`` is ``train`` (by step) or ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
+    ``done`` is training progress: the head alone up to 0, then all layers up to 1; a cross marks where a training was
+    ``stopped``. ``part`` is ``train`` (by step) or ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
@@ -420,13 +419,14 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
             beyond = line.loc[line["loss"] > HIGHEST_LOSS, "done"]
             if len(beyond):  # an empty line that isn't clipped would upset the layout
                 axis.plot(beyond, np.full(len(beyond), HIGHEST_LOSS), "^", color=colour, markersize=6, clip_on=False)
-        if of_arm["done"].max() < ENDED:
-            axis.plot(*of_arm.loc[of_arm["done"].idxmax(), ["done", "loss"]], "X", color="black", markersize=8)
+        if of_arm["stopped"].any():
+            done, loss = of_arm.loc[of_arm["done"].idxmax(), ["done", "loss"]]
+            axis.plot(done, np.fmin(loss, HIGHEST_LOSS), "X", color="black", markersize=8, clip_on=False)
         if of_arm["done"].min() >= 0:
             axis.text(-0.5, 0.5, "no head\nbefore", transform=axis.get_xaxis_transform(), ha="center", color="0.4")
         worst = of_arm["loss"].max()
         off = f"\n(highest loss {worst:.0e})" if worst > HIGHEST_LOSS else ""
-        axis.set_title(name + off, fontsize=10)
+        axis.set_title(name + " (stopped)" * of_arm["stopped"].any() + off, fontsize=10)
         axis.set(ylabel="cross-entropy", yscale="log", xlim=(-1.05, 1.05))
         axis.set_ylim(top=HIGHEST_LOSS if table["loss"].max() > HIGHEST_LOSS else None)
         axis.set_xticks([-0.5, 0.5], ["head alone", "all layers"])

@@ -50,6 +50,7 @@ def test_a_training_that_stopped_ends_early():
     stopped = replace(TRAINED, steps=TRAINED.steps.head(2), history=TRAINED.history.head(0), stopped="diverged")
     table = tables.phases({"a": TRAINED, "b": stopped})
     assert table.groupby("arm")["done"].max().to_dict() == {"a": 1.0, "b": 0.2}
+    assert table.groupby("arm")["stopped"].all().to_dict() == {"a": False, "b": True}
 
 
 def test_phases_show_the_losses_of_the_steps_and_of_every_arm():

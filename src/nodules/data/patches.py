@@ -22,6 +22,7 @@ others             (N,), optional      columns of the table: ``diameter_mm``, ``
 """
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,10 +110,11 @@ def _cut_file(folder: Path) -> tuple[Path, list[str]] | None:
     from nodules.data import cut, scans  # their libraries take long to import
 
     key = {"files": cut.listing(folder), "version": cut.version()}
-    if not cache.place("scans", "npz", key).exists() and not scans.find(folder):
+    known = cache.place("scans", "npz", key).exists()
+    if not known and not scans.find(folder):
         return None
     parts = cache.place("scans", "parts", {"folder": str(folder)})
-    with paths.alone(parts.with_suffix(".lock")):  # another run may want the same
+    with nullcontext() if known else paths.alone(parts.with_suffix(".lock")):  # another run may want the same
         path, note = cache.kept("scans", "npz", key, lambda path: {"told": cut.dataset(folder, path, parts=parts)})
     return path, note["told"]
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nodules.networks.heads import Training
+from nodules.networks.finetune import Trained
 
 
 def brief(valid: dict[str, float], test: dict[str, float]) -> dict[str, float]:
@@ -26,8 +26,8 @@ def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.Da
     return pd.DataFrame(rows, columns=["name", "part", "value", "low", "high"])
 
 
-def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Losses of several trainings: ``arm, phase, part, done, loss``, for :func:`nodules.plots.phases`.
+def phases(trainings: dict[str, Trained], head: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Losses of several trainings: ``arm, stopped, phase, part, done, loss``, for :func:`nodules.plots.phases`.
 
     ``done`` is the progress, 0 to 1, in the phase ``all layers``; a training that stopped early ends below 1. The
     history of the ``head`` that all started from, if any, runs from -1 to 0, in the phase ``head alone``.
@@ -41,5 +41,5 @@ def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> 
         for phase, history in histories:
             named = history.rename(columns={"valid_loss": "valid", "train_loss": "train", "loss": "train"})
             long = named.melt("done", [name for name in ("train", "valid") if name in named], "part", "loss")
-            losses.append(long.assign(arm=arm, phase=phase))
+            losses.append(long.assign(arm=arm, stopped=bool(training.stopped), phase=phase))
     return pd.concat(losses, ignore_index=True)
