@@ -400,10 +400,11 @@ def network(
 
 
 def phases(table: pd.DataFrame, heading: str) -> Figure:
-    """Losses of the head alone, then of all layers, a panel per arm, as :func:`nodules.evaluation.tables.phases` has them.
+    """Losses of the head alone, then of all layers, a panel per arm.
 
-    ``done`` is training progress: the head alone up to 0, then all layers up to 1; a cross marks where a training was
-    ``stopped``. ``part`` is ``train`` (by step) or ``valid`` (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
+    ``table`` has ``arm, stopped, phase, part, done, loss``. ``done`` is training progress: the head alone up to 0, then
+    all layers up to 1; a cross marks where a training was ``stopped``. ``part`` is ``train`` (by step) or ``valid``
+    (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
     """
     names = table["arm"].unique()
     columns = min(4, len(names))
