@@ -35,7 +35,11 @@ from nodules.tools import run
 MOST_RUNS = 100_000
 MEMORY = 4e9  # bytes that a run may need
 PATIENCE = "60 s"  # for a scheduler to answer
-QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1 s"}  # for cores to compute
+DASK = {
+    **{"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1 s"},  # for cores to compute
+    # A run waits at the scheduler until a worker is free: what waited at a worker was stolen by one about to be busy
+    **{"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.work-stealing": False},
+}
 TRIES = 5  # of a run whose scheduler was lost
 LOCK = [paths.ROOT / "requirements.txt", paths.ROOT / "requirements-weights.txt"]
 FIELDS = {"profile": str, "notebooks": list, "parameters": dict, "product": dict, "list": list}
@@ -252,7 +256,7 @@ def connected(scheduler: str, jobs: int) -> Iterator[Client]:
         InputError: no scheduler answers.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each lost connection at length
-    dask.config.set(QUIET)
+    dask.config.set(DASK)
     if scheduler:
         try:
             client = Client(scheduler, timeout=PATIENCE)
@@ -286,8 +290,9 @@ def run_all(jobs: list[Job], scheduler: str) -> dict[str, str]:
     while waiting:
         with connected(scheduler, len(waiting)) as client:
             print(f"{len(waiting)} runs; dashboard: {client.dashboard_link}", flush=True)
-            futures = [client.submit(perform, job, key=job.folder, pure=False) for job in waiting.values()]
-            by_name = {job.folder: job for job in waiting.values()}
+            # Of one group, which Dask queues; keys of their own would each be a group, and dealt out at once
+            by_name = {("run", job.folder): job for job in waiting.values()}
+            futures = client.map(perform, list(waiting.values()), key=list(by_name), pure=False)
             try:
                 for future in as_completed(futures):
                     job = by_name[future.key]
