@@ -427,7 +427,7 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
             axis.text(-0.5, 0.5, "no head\nbefore", transform=axis.get_xaxis_transform(), ha="center", color="0.4")
         worst = of_arm["loss"].max()
         off = f"\n(highest loss {worst:.0e})" if worst > HIGHEST_LOSS else ""
-        axis.set_title(name + " (stopped)" * of_arm["stopped"].any() + off, fontsize=10)
+        axis.set_title(name + (" (stopped)" if of_arm["stopped"].any() else "") + off, fontsize=10)
         axis.set(ylabel="cross-entropy", yscale="log", xlim=(-1.05, 1.05))
         axis.set_ylim(top=HIGHEST_LOSS if table["loss"].max() > HIGHEST_LOSS else None)
         axis.set_xticks([-0.5, 0.5], ["head alone", "all layers"])
