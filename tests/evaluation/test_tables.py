@@ -5,11 +5,11 @@ import pandas as pd
 from torch import nn
 
 from nodules.evaluation import tables
-from nodules.networks.finetune import Trained
+from nodules.networks.heads import Training
 
 SCORE = {"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.85}
 LOSSES = [0.6, 0.5, 0.4]
-TRAINED = Trained(
+TRAINED = Training(
     nn.Identity(),
     pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "train_loss": 0.1, "valid_loss": LOSSES, "accuracy": 0.5}),
     pd.DataFrame({"epoch": np.arange(6) / 2, "loss": np.linspace(0.9, 0.4, 6), "lr": 0.1}),

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nodules.networks.finetune import Trained
+from nodules.networks.heads import Training
 
 
 def brief(valid: dict[str, float], test: dict[str, float]) -> dict[str, float]:
@@ -26,7 +26,7 @@ def forest(scores: dict[str, dict[str, dict[str, float]]], metric: str) -> pd.Da
     return pd.DataFrame(rows, columns=["name", "part", "value", "low", "high"])
 
 
-def phases(trainings: dict[str, Trained], head: pd.DataFrame | None = None) -> pd.DataFrame:
+def phases(trainings: dict[str, Training], head: pd.DataFrame | None = None) -> pd.DataFrame:
     """Losses of several trainings: ``arm, stopped, phase, part, done, loss``, for :func:`nodules.plots.phases`.
 
     ``done`` is the progress, 0 to 1, in the phase ``all layers``; a training that stopped early ends below 1. The

@@ -147,16 +147,9 @@ class Watch(Callback):
         self.bar.close()
 
 
-@dataclass(frozen=True)
-class Trained(Training):
-    """A trained network; ``stopped`` says where and why it diverged, or is empty."""
-
-    stopped: str
-
-
 def train(
     network: nn.Module, parts: Parts, recipe: Recipe, *, epochs: float, name: str, checks: int = 3, seed: int = 0
-) -> Trained:
+) -> Training:
     """Train all layers of ``network``, in place.
 
     Args:
@@ -200,7 +193,7 @@ def train(
     scale = recipe.batch / nodules
     history = training.history.assign(epoch=scale * batches * training.history["epoch"])
     recorded = training.steps.assign(epoch=scale * np.arange(len(training.steps)))
-    return Trained(training.model, history, recorded, seconds, watch.stopped)
+    return Training(training.model, history, recorded, seconds, watch.stopped)
 
 
 def head_first(spec: bodies.Spec, unit: str, bank: Bank, parts: Parts, seed: int = 0) -> tuple[Network, pd.DataFrame]:

@@ -128,13 +128,14 @@ class Training:
     """A trained model and its history.
 
     ``history`` has one row per epoch (``epoch, train_loss, valid_loss, accuracy``), ``steps`` one row per batch
-    (fractional ``epoch``, ``loss``, ``lr``).
+    (fractional ``epoch``, ``loss``, ``lr``). ``stopped`` says where and why it diverged, or is empty.
     """
 
     model: nn.Module
     history: pd.DataFrame
     steps: pd.DataFrame
     seconds: float
+    stopped: str = ""
 
 
 def cycles(epochs: int, cycle_len: int, cycle_mult: int) -> list[int]:
