@@ -34,6 +34,7 @@ CONSTANTS = {
     "bins": metrics.BINS,
     "rate_aimed": decisions.RATES[0],
     "alpha": decisions.ALPHA,
+    "p_sure": decisions.SURE,
     "cut": sources.CUT,
 }
 
