@@ -88,8 +88,42 @@ def test_alike_patches_of_a_patient_do_not_make_a_result_surer():
 
 
 def test_a_resample_of_one_class_is_left_out():
-    scores = metrics.score(np.array([0, 1, 1]), np.array([0.2, 0.9, 0.4]), np.arange(3))
-    assert scores["auc"] == scores["auc_low"] == scores["auc_high"] == 1
+    scores = metrics.score(np.array([0, 1, 1]), np.array([0.2, 0.3, 0.4]), np.arange(3))
+    assert scores["auc"] == scores["auc_high"] == 1 and np.isfinite(list(scores.values())).all()
+
+
+def test_a_perfect_score_on_few_patients_is_not_certain():
+    y = np.arange(20) % 2
+    few, many = (metrics.score(y, y.astype(float), units) for units in (np.arange(20) // 4, np.arange(20)))
+    assert few["auc"] == few["accuracy"] == few["auc_high"] == 1
+    assert few["auc_low"] == few["accuracy_low"] == pytest.approx(metrics.wilson(1, 5)[0])
+    assert many["auc_low"] == pytest.approx(metrics.wilson(1, 10)[0]), "of the class that has fewer"
+
+
+def test_a_difference_that_no_resample_changes_is_not_sure():
+    y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.2, 0.8])
+    told = metrics.paired(y, p, 1 - p, np.zeros(4))  # one patient: all resamples are the sample
+    assert told == {"value": 1, "low": 0, "high": 1, "p_value": 1}
+    assert metrics.paired(y, 1 - p, p, np.zeros(4)) == {"value": -1, "low": -1, "high": 0, "p_value": 1}
+
+
+def test_a_resample_that_misses_a_fold_is_scored_on_the_others():
+    rng = np.random.default_rng(0)
+    fold, y = np.repeat(np.arange(5), 4), np.tile([1, 0, 0, 0], 5)  # one malignant patient in each fold
+    p = rng.random(20)
+    scores = metrics.score(y, p, np.arange(20), fold=fold)
+    weights = metrics.bootstrap_weights(np.arange(20), 0)
+    draws = [
+        np.mean([roc_auc_score(y[on], p[on], sample_weight=w[on]) for k in range(5) if _both(y, w, on := fold == k)])
+        for w in weights[1:]
+        if any(_both(y, w, fold == k) for k in range(5))
+    ]
+    assert len(draws) > 900, "nearly all resamples count"
+    assert [scores["auc_low"], scores["auc_high"]] == pytest.approx(np.percentile(draws, [2.5, 97.5]))
+
+
+def _both(y, weights, rows):
+    return len(np.unique(y[rows & (weights > 0)])) == 2
 
 
 def test_intervals_repeat_for_a_seed():

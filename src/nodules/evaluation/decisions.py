@@ -39,9 +39,8 @@ def reliability(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> p
     Returns:
         One row per bin: ``x`` (mean probability), ``value`` (share of malignant patches), ``low, high, patches``.
     """
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, metrics.BINS + 1)[1:-1]))
-    member = np.searchsorted(edges, p, side="right")[:, None] == np.arange(len(edges) + 1)
-    member = member[:, member.any(axis=0)].astype(float)
+    bin_of = metrics.binned(p)
+    member = (bin_of[:, None] == np.unique(bin_of)).astype(float)
     table = metrics.rates(y[:, None] * member, member, units, seed)
     return table.assign(x=(p @ member) / member.sum(axis=0), patches=member.sum(axis=0).astype(int))
 

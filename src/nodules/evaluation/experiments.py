@@ -243,9 +243,7 @@ def gains(
             for name, trainings in p.items()
         }
         for name in auc.keys() - {reference}:
-            difference = auc[name] - auc[reference]
-            gain = metrics.interval(difference) | {"p_value": metrics.p_value(difference)}
-            rows.append({"row": name, "column": shift, **gain})
+            rows.append({"row": name, "column": shift, **metrics.difference(auc[name] - auc[reference])})
     order = [name for name in p if name != reference]
     table = pd.DataFrame(rows).sort_values("row", key=lambda names: names.map(order.index), kind="stable")
     return table.assign(p_holm=metrics.holm(table["p_value"].to_numpy()))

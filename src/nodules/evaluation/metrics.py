@@ -1,5 +1,7 @@
 """Metrics with bootstrap intervals: every result of the course is scored here."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, stdtrit
@@ -7,6 +9,7 @@ from scipy.special import ndtr, stdtrit
 from nodules.data.sources import CLASSES
 
 RESAMPLES = 1000
+SAME = 1e-12  # standard deviation of resamples that differ by rounding alone
 GRID = np.linspace(0, 1, 101)  # where curves are evaluated
 BINS = 10  # of the calibration error, of equally many patches
 CALIPER = 1.15  # two nodules are matched in size if neither diameter is more than this many times the other
@@ -51,6 +54,12 @@ def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ (p - y) ** 2 / weights.sum(axis=1)
 
 
+def binned(p: np.ndarray) -> np.ndarray:
+    """The bin of each probability, (N,), of ``BINS`` with equally many; ties share a bin, so there may be fewer."""
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, BINS + 1)[1:-1]))
+    return np.searchsorted(edges, p, side="right")
+
+
 def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Root mean square of the gap between predicted probability and share of malignant patches, debiased.
 
@@ -60,9 +69,9 @@ def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, units: 
     units correct for patches that are alike. A negative mean square counts as 0. Other shapes as for :func:`auc`.
     """
     _, first, member = np.unique(units, return_index=True, return_inverse=True)
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, BINS + 1)[1:-1]))
-    residuals, counts = np.zeros((2, len(first), len(edges) + 1))
-    places = member, np.searchsorted(edges, p, side="right")
+    bin_of = binned(p)
+    residuals, counts = np.zeros((2, len(first), bin_of.max() + 1))
+    places = member, bin_of
     np.add.at(residuals, places, y - p)
     np.add.at(counts, places, 1)
     of_unit = weights[:, first]
@@ -91,6 +100,7 @@ def matched_auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray, diameters: np
 
 METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier}
 CALIBRATION, MATCHED = "calibration_error", "matched_auc"  # need units or diameters, unlike METRICS
+SHARES = ("auc", "accuracy", MATCHED)  # of pairs, of patches
 
 
 def bootstrap_weights(units: np.ndarray, seed: int) -> np.ndarray:
@@ -103,11 +113,6 @@ def bootstrap_weights(units: np.ndarray, seed: int) -> np.ndarray:
     even = np.full(len(names), 1 / len(names))
     drawn = np.random.default_rng(seed).multinomial(len(names), even, size=RESAMPLES)[:, members]
     return np.vstack([np.ones(len(members)), drawn])
-
-
-def _resampled(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
-    """Labels, scores (S, N), and weights (1 + R, N)."""
-    return np.asarray(y), np.atleast_2d(np.asarray(p, dtype=float)), bootstrap_weights(units, seed)
 
 
 def score(
@@ -135,13 +140,16 @@ def score(
     Returns:
         ``n``, and for each metric its value and ``<metric>_low``, ``<metric>_high``.
     """
-    y, p, weights = _resampled(y, p, units, seed)
+    weights = bootstrap_weights(units, seed)
     out: dict[str, float] = {"n": len(y)}
     for name in [*METRICS, CALIBRATION] + [MATCHED] * bool(np.isfinite(diameters).any()):
-        draws = _draws(name, y, p, weights, np.asarray(units), fold, diameters)
+        draws = _draws(name, y, np.atleast_2d(p), weights, units, fold, diameters)
         if name == MATCHED and np.isnan(draws[0]):
             continue  # no pair is matched in size
         ends = interval(draws)
+        if name in SHARES and draws[0] in (0, 1):  # all resamples are alike
+            fewest = min(len(np.unique(units[y == label])) for label in (0, 1))
+            ends |= dict(zip(("low", "high"), wilson(draws[0], fewest), strict=True))
         out |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
     return out
 
@@ -155,7 +163,7 @@ def _draws(
     fold: np.ndarray | int,
     diameters: np.ndarray | float,
 ) -> np.ndarray:
-    """A metric under each row of weights (R, N), averaged over the models (S, N) and over folds, (R,)."""
+    """A metric under each row of weights (R, N), averaged over the models (S, N) and over folds, (R,); NaN if none."""
     fold, diameters = np.broadcast_to(fold, len(y)), np.broadcast_to(diameters, len(y))
     both = [rows for k in np.unique(fold) if len(np.unique(y[rows := fold == k])) == 2]
     members = both or [np.ones(len(y), dtype=bool)]
@@ -164,9 +172,11 @@ def _draws(
         MATCHED: lambda y, p, weights, rows: matched_auc(y, p, weights, diameters[rows]),
     }
     metric = known.get(name, lambda y, p, weights, _: METRICS[name](y, p, weights))
-    with np.errstate(invalid="ignore"):  # a resample that misses a fold gives NaN, which the interval ignores
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         every = [metric(y[rows], scores[rows], weights[:, rows], rows) for scores in p for rows in members]
-    return np.mean(every, axis=0)
+        # In a resample, a fold may be missing or have one class: it counts in the others
+        return np.nanmean(every, axis=0)
 
 
 def interval(draws: np.ndarray) -> dict[str, float]:
@@ -175,14 +185,17 @@ def interval(draws: np.ndarray) -> dict[str, float]:
     return {"value": float(draws[0]), "low": float(low), "high": float(high)}
 
 
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided p value of a value and its resamples, (1 + R,), by the normal distribution (Wald).
+def difference(draws: np.ndarray) -> dict[str, float]:
+    """``value, low, high`` (95%, percentiles) of a difference and its resamples, (1 + R,), and ``p_value``, two-sided.
 
-    The share of resamples beyond zero could not be less than 1 / R, and so never pass a correction for more than
-    R / 20 comparisons.
+    The p value is by the normal distribution (Wald): the share of resamples beyond zero could not be less than 1 / R,
+    and so never pass a correction for more than R / 20 comparisons. Where all resamples are alike, as with very few
+    patients, nothing is sure: the interval reaches to 0, and p is 1.
     """
-    spread = float(np.nanstd(differences[1:]))
-    return float(2 * ndtr(-abs(differences[0]) / spread)) if spread else float(differences[0] == 0)
+    ends, spread = interval(draws), float(np.nanstd(draws[1:]))
+    if spread > SAME:
+        return ends | {"p_value": float(2 * ndtr(-abs(draws[0]) / spread))}
+    return ends | {"low": min(0.0, ends["low"]), "high": max(0.0, ends["high"]), "p_value": 1.0}
 
 
 def paired(
@@ -201,11 +214,9 @@ def paired(
     Returns:
         ``value`` (the difference in the metric), ``low``, ``high`` (95% interval), ``p_value`` (two-sided).
     """
-    y, p, weights = _resampled(y, p, units, seed)
-    ours, theirs = (
-        _draws(metric, y, np.atleast_2d(model), weights, np.asarray(units), fold, diameters) for model in (p, q)
-    )
-    return interval(ours - theirs) | {"p_value": p_value(ours - theirs)}
+    weights = bootstrap_weights(units, seed)
+    ours, theirs = (_draws(metric, y, np.atleast_2d(model), weights, units, fold, diameters) for model in (p, q))
+    return difference(ours - theirs)
 
 
 def against(
@@ -225,14 +236,13 @@ def against(
     Returns:
         ``name, other``, ``value, low, high, p_value`` as from :func:`paired`, and ``p_holm`` after :func:`holm`.
     """
-    y, every, weights = _resampled(y, np.stack(list(scores.values())), units, seed)
-    draws = {name: auc(y, p, weights) for name, p in zip(scores, every, strict=True)}
+    weights = bootstrap_weights(units, seed)
+    draws = {name: auc(y, p, weights) for name, p in scores.items()}
     rows = []
     for other in others:
         for name in scores:
             if name != other and not (name in others and others.index(name) < others.index(other)):
-                difference = draws[name] - draws[other]
-                rows.append({"name": name, "other": other, **interval(difference), "p_value": p_value(difference)})
+                rows.append({"name": name, "other": other, **difference(draws[name] - draws[other])})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p_value"].to_numpy()))
 
@@ -334,11 +344,11 @@ def curves(y: np.ndarray, p: np.ndarray, units: np.ndarray, seed: int = 0) -> pd
         ``curve`` (``ROC`` or ``PR``), ``x`` (1 - specificity, or recall), ``value`` (sensitivity, or precision),
         ``low``, ``high``.
     """
-    _, p, weights = _resampled(y, p, units, seed)
+    weights = bootstrap_weights(units, seed)
     lines = {"ROC": _roc, "PR": _precision}
     parts = []
     for name, line in lines.items():
-        every = np.stack([line(y, p[0], w) for w in weights if 0 < w @ y < w.sum()])
+        every = np.stack([line(y, p, w) for w in weights if 0 < w @ y < w.sum()])
         low, high = np.percentile(every[1:], [2.5, 97.5], axis=0)
         parts.append(pd.DataFrame({"curve": name, "x": GRID, "value": every[0], "low": low, "high": high}))
     return pd.concat(parts, ignore_index=True)
