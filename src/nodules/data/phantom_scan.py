@@ -22,17 +22,25 @@ RAMP = 8  # pixels over which a patch is blended into the chest around it
 TISSUE_HU, FAT_HU, BONE_HU, HEART_HU, NOISE_HU = 45, -95, 380, 60, 60
 VESSELS, STEPS = 260, 60  # in both lungs, points of each
 MOST = 4  # nodules of the patient
+WHOLE = 2 / 3  # height of a nodule's slices, as a share of its diameter, from which it looks round
 ROOT = "2.25.20190521"  # of its instance UIDs
 
 
 def patient_of(source: Patches) -> str:
     """The patient with most nodules that touch no chest wall, of both classes where there is one; the last of several.
 
-    All of them fit into the chest: at most ``MOST`` count.
+    All of them fit into the chest: at most ``MOST`` count. Where there is one, a patient is taken whose nodules are
+    shown nearly whole: the phantom has their middle slices alone, which of a large nodule are a flat slab.
     """
     free = source.table[~source.table.groupby("nodule")["wall"].transform("any")]
-    counted = free.groupby("patient").agg(classes=("malignant", "nunique"), nodules=("nodule", "nunique"))
-    return str(counted[counted["nodules"] <= MOST].sort_values(["classes", "nodules"], kind="stable").index[-1])
+    height = free.groupby("nodule")["slice_thickness_mm"].transform("sum")
+    counted = (
+        free.assign(whole=height >= WHOLE * free["diameter_mm"])
+        .groupby("patient")
+        .agg(classes=("malignant", "nunique"), whole=("whole", "all"), nodules=("nodule", "nunique"))
+    )
+    ranked = counted[counted["nodules"] <= MOST].sort_values(["classes", "whole", "nodules"], kind="stable")
+    return str(ranked.index[-1])
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
