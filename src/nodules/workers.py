@@ -9,6 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
+def allowed() -> int:
+    """How many processes may compute at once: as many as threads, where ``OMP_NUM_THREADS`` limits these."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(limit)) if limit.isdigit() else os.cpu_count() or 1
+
+
 @contextmanager
 def processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """So many worker processes. When this one is interrupted, they finish what they are at, and nothing else."""

@@ -9,7 +9,6 @@ database and clusters); Riederer et al. 1978, doi:10.1088/0031-9155/23/3/008 (no
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from nodules.data import lidc
 from nodules.data.sources import CLASSES
-from nodules.workers import processes
+from nodules.workers import allowed, processes
 
 Array, Rng = np.ndarray, np.random.Generator
 
@@ -379,7 +378,7 @@ def _bumps(angle: Array, z: float, waves: tuple[Array, ...]) -> Array:
 
 
 def _coverage(
-    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, shift: Array, excess: float, lobes: tuple
+    contours: list[tuple[bool, Array]], z: float, scale: float = 1.0, *, moved: Array, excess: float, lobes: tuple
 ) -> Array:
     """Share (SIZE, SIZE) of each pixel inside the contours, lobulated and shrunk by `scale`; a core is smooth."""
     image = Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
@@ -391,7 +390,7 @@ def _coverage(
         radius, angle = np.hypot(*arm.T) + 1e-6, np.arctan2(arm[:, 1], arm[:, 0])
         outline = radius * (1 + height * _bumps(angle, z, waves)) - excess * min(1, radius.mean() / 4)
         factor = scale * np.maximum(outline / radius, 0.4)  # the smallest contours don't vanish
-        corners = (_middle(points) + shift + arm * factor[:, None] + 0.5) * SUPERSAMPLING - 0.5
+        corners = (_middle(points) + moved + arm * factor[:, None] + 0.5) * SUPERSAMPLING - 0.5
         ink = 255 if inclusion else 0
         draw.polygon(corners.ravel().tolist(), fill=ink, outline=ink)
         if inclusion and len(points) < 12:  # drawn around hardly a pixel: not thinner than what was seen
@@ -426,7 +425,7 @@ def _nodule_hu(ratings: dict, least_hu: float, solid_hu: float, texture: Array, 
     return hu
 
 
-def _spicules(rng: Rng, nodule: Nodule, shift: Array, frame: Frame) -> Array:
+def _spicules(rng: Rng, nodule: Nodule, moved: Array, frame: Frame) -> Array:
     """Thin spikes outwards from points of the contours, more and longer by spiculation: (n, 5)."""
     grade = nodule.ratings["spiculation"] - 1
     n = rng.poisson(grade * nodule.diameter / 3)
@@ -434,7 +433,7 @@ def _spicules(rng: Rng, nodule: Nodule, shift: Array, frame: Frame) -> Array:
     outlines = [nodule.contours[k][0][1] for k in slices]
     root = np.array([rng.choice(points) for points in outlines]).reshape(n, 2)
     outwards = _unit(root - np.array([_middle(points) for points in outlines]).reshape(n, 2) + 1e-6)
-    start = np.column_stack([(root + shift - frame.centre) * frame.spacing, nodule.z[slices]])
+    start = np.column_stack([(root + moved - frame.centre) * frame.spacing, nodule.z[slices]])
     heading = np.column_stack([outwards, np.zeros(n)]) + rng.normal(0, 0.3, (n, 3))
     length = rng.uniform(1.5, 3 + 0.3 * nodule.diameter, n)
     return _walk(rng, start, heading, length, rng.uniform(0.3, 0.75, n)).reshape(-1, 5)
@@ -455,21 +454,21 @@ def _render_nodule(
     scene = _scene(rng)
 
     rng = np.random.default_rng([seed, 3, mark])
-    shift = centre - _middle(np.concatenate([points for contours in nodule.contours for _, points in contours]))
+    moved = centre - _middle(np.concatenate([points for contours in nodule.contours for _, points in contours]))
     lobes = np.interp(nodule.ratings["lobulation"], GRADE, LOBES), _waves(rng)
     edge = np.interp(nodule.ratings["margin"], GRADE, MARGIN_MM) * min(1, nodule.diameter / 8)
     excess = rng.uniform(*CONTOUR_EXCESS)
     solid_hu = rng.normal(RIM_HU[-1], 20)
-    scene.tissue = np.concatenate([scene.tissue, _spicules(rng, nodule, shift, frame)])
+    scene.tissue = np.concatenate([scene.tissue, _spicules(rng, nodule, moved, frame)])
 
     images, masks, rows = [], [], []
     for k in nodule.chosen:
         frame = frame._replace(z=nodule.z[k])
         hu, walled = _surroundings(scene, style, frame)
         # keep the slices of a nodule wider than the patch in view
-        drift = _middle(nodule.contours[k][0][1]) + shift - centre
-        place = shift - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT)
-        cover = partial(_coverage, shift=place, excess=excess, lobes=lobes)
+        drift = _middle(nodule.contours[k][0][1]) + moved - centre
+        place = moved - drift + np.clip(drift, -MAX_DRIFT, MAX_DRIFT)
+        cover = partial(_coverage, moved=place, excess=excess, lobes=lobes)
         inner = partial(cover, nodule.contours[k], frame.z)
         texture = _cut(scene.origin[::-1], frame)[0]
         change = _nodule_hu(nodule.ratings, style.lung_hu + MIN_CONTRAST_HU, solid_hu, texture, inner) - hu
@@ -585,7 +584,7 @@ def _rendered(
 ) -> Iterator[tuple[Array, Array, list[dict[str, object]]]]:
     """What :func:`_render_nodule` returns for all nodules, once for each shift, in order."""
     arguments = list(zip(*((job, *shift) for shift in shifts for job in jobs), strict=True))
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or allowed(), len(jobs))
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc="phantom", unit="patch"))
         if workers > 1:

@@ -35,16 +35,19 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
         degrees: (N,).
     """
     angle = torch.deg2rad(degrees.to(images))
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return _about_centre(images, angle.cos(), angle.sin())
 
 
 def zoom(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Magnify each image (N, C, H, W), H = W, about its centre by its ``factor`` (N,), bilinear, mirrored border."""
-    scale, zero = 1 / factor.to(images), torch.zeros_like(factor).to(images)
-    matrix = torch.stack([torch.stack([scale, zero, zero], 1), torch.stack([zero, scale, zero], 1)], 1)
+    scale = 1 / factor.to(images)
+    return _about_centre(images, scale, torch.zeros_like(scale))
+
+
+def _about_centre(images: torch.Tensor, along: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Each image read at places mapped by its matrix ``[[along, -across], [across, along]]``, (N,) each."""
+    zero = torch.zeros_like(along)
+    matrix = torch.stack([torch.stack([along, -across, zero], 1), torch.stack([across, along, zero], 1)], 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
@@ -115,7 +118,7 @@ def dihedral(images: torch.Tensor, which: int) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Turn each image (N, 1, H, W), H = W, by one of the eight symmetries of the square, drawn by ``rng``.
+    """Turn each image (N, C, H, W), H = W, by one of the eight symmetries of the square, drawn by ``rng``.
 
     Other angles need interpolation, which blurs; a network trained only on blurred images does worse on sharp ones.
     """

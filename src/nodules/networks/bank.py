@@ -157,7 +157,7 @@ def _fill(
     """Write the features batch by batch: memory does not grow with the number of patches."""
     low, high = body.weights.window
     count, views_of_each, width_of_each = shape
-    # One per view, used in the order of the patches: the amounts do not depend on the batch size
+    # One per view, used in the order of the patches
     draws = [np.random.default_rng([seed, view]) for view in range(views_of_each)]
     bar = tqdm(total=count * views_of_each, desc=f"{body.architecture} ({body.weights.name})", unit="patch")
     precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())

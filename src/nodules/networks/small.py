@@ -29,10 +29,10 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class Standardise(nn.Module):
-    """Mean 0 and variance 1 in every patch, whatever the unit of the source."""
+    """Mean 0 and variance 1 in every patch, its slices together, whatever the unit of the source."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Any shape (N, 1, height, width)."""
+        """Any shape (N, slices, height, width)."""
         return F.layer_norm(images, images.shape[1:])
 
 
