@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, default=0)
     export.set_defaults(do=_export)
 
-    teach = commands.add_parser("teach", help="teach a model to hand over; writes two files, .safetensors and .json")
+    teach = commands.add_parser("teach", help="teach a model to hand over; writes .safetensors, .json and a card, .md")
     teach.add_argument("data", help="as DATA= of make figures: phantom, kaggle, a folder, or an npz or HDF5 file")
     teach.add_argument("-o", dest="output", type=Path, required=True, help="its name, ending in .safetensors")
     teach.add_argument("--credit", default="", help="whose data these are and their licence, for the model's card")
@@ -183,7 +183,9 @@ def _parser() -> argparse.ArgumentParser:
         "source", type=Path, help="a folder of DICOM files, a .mhd, .nii.gz, ... file, or patches (npz)"
     )
     where = predict.add_mutually_exclusive_group()
-    where.add_argument("--at", metavar="X,Y,Z", help="where the nodule is: three numbers")
+    where.add_argument(
+        "--at", metavar="X,Y,Z", help="where the nodule is: three numbers; of several, apart by semicolons"
+    )
     predict._negative_number_matcher = re.compile(r"^-[\d.]")  # else -50,20,-120 is taken for an option
     where.add_argument("--csv", type=Path, help="a table of places: x, y, z, and perhaps unit, series, nodule, patient")
     units = predict.add_mutually_exclusive_group()

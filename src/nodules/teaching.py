@@ -53,7 +53,7 @@ def fitted(network: NoduleNet, images: np.ndarray) -> Member:
 
 
 def save(model: Model, path: Path) -> Path:
-    """Write ``path`` (``NAME.safetensors``) and the JSON beside it; weights in half precision, statistics in full."""
+    """Write ``path`` (``NAME.safetensors``) and the JSON beside it; matrices in half precision, vectors in full."""
     state = {name: value if value.ndim < 2 else value.half() for name, value in model.members.state_dict().items()}
     with paths.replacing(path.with_suffix(".json")) as description:  # both files, or none
         weights.save(state, path)

@@ -57,6 +57,11 @@ def read(path: Path, arrays: dict[str, Stored], n: int, labelled: bool = True) -
     if counts.max() > 1:
         name, times = str(ids[counts.argmax()]), counts.max()
         raise InputError(f"{path}: the id {name!r} occurs {times} times; make ids unique")
+    if {"patient", "nodule"} <= columns.keys():
+        shared = pd.DataFrame(columns).groupby("nodule")["patient"].nunique()
+        if shared.max() > 1:
+            name, times = shared.idxmax(), shared.max()
+            raise InputError(f"{path}: the nodule {name!r} is of {times} patients; give each nodule a name of its own")
     return pd.DataFrame(columns)
 
 

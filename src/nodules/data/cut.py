@@ -268,7 +268,7 @@ def _apart(found: list[Found]) -> list[Found]:
 
 def _columns(path: Path) -> set[str]:
     """What the first lines of a CSV name."""
-    with path.open("rb") as file:
+    with files.opening(path, "CSV"), path.open("rb") as file:
         start = file.read(2000)
     text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="ignore")
     return set(re.split(r"[^a-z]+", " ".join(text.splitlines()[:2]).lower()))
@@ -288,6 +288,19 @@ def _own_jobs(found: list[Found], path: Path, table: pd.DataFrame) -> tuple[list
     volumes = sum(scan.patient == scan.series for scan in used) if "patient" not in table else 0
     alone = [f"{volumes} volumes count as a patient each; a column 'patient' would tell."] if volumes > 1 else []
     return work, "", alone + _without_places(found, used)
+
+
+def listed(at: str) -> pd.DataFrame:
+    """Places given as text, ``x,y,z``, several apart by semicolons: ``x, y, z, nodule``.
+
+    Raises:
+        InputError: not three numbers for each.
+    """
+    places = [place.strip() for place in at.split(";")]
+    numbers = [pd.to_numeric(pd.Series(place.split(",")), errors="coerce") for place in places]
+    if not all(len(three) == 3 and np.isfinite(three).all() for three in numbers):
+        raise InputError(f"at={at!r}: not three numbers for each place; write x,y,z as in 210.5,180,64")
+    return pd.DataFrame(numbers).set_axis(["x", "y", "z"], axis=1).assign(nodule=[f"at {place}" for place in places])
 
 
 def places(path: Path, table: pd.DataFrame, unit: str = "") -> pd.DataFrame:

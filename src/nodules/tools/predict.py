@@ -31,37 +31,34 @@ class Judged(NamedTuple):
 
     part: Part
     answers: pd.DataFrame  # a row per patch
-    shown: dict[str, tuple[list[np.ndarray], list[list[float]]]]  # by nodule: planes and their sides, of a scan
+    shown: dict[str, tuple[list[np.ndarray], list[list[float]], int]]  # by nodule in a scan: planes, sides, slice
     unit: str
     source: Path
 
 
 def table(at: str | None, csv: Path | None, unit: str = "") -> pd.DataFrame | None:
-    """The places given as text, ``x,y,z``, or as a CSV, as of :func:`nodules.data.cut.places`; None if neither is.
+    """The places given as text, as for :func:`nodules.data.cut.listed`, or as a CSV; None if neither is.
 
     Args:
-        at: a place.
+        at: places.
         csv: a table of places.
         unit: of the places, ``mm`` or ``voxel``, unless the table says it.
 
     Raises:
         InputError: what is given does not say where the nodules are.
     """
-    if csv:
-        from nodules.data import cut  # its libraries take long to import, and patches need none of them
+    if at is None and csv is None:
+        return None
+    from nodules.data import cut  # its libraries take long to import, and patches need none of them
 
+    if csv:
         listed = spreadsheet(csv, text=True).drop(columns="malignant", errors="ignore")
         if unit and "unit" in listed:
             raise InputError(f"{csv}: has a column 'unit', and --{unit} is given too; leave one of them out")
         return cut.places(csv, listed, unit)
-    if at is None:
-        return None
     if not unit:
         raise InputError(f"--at {at}: not said what x, y, z are; add --voxel or --mm")
-    numbers = pd.to_numeric(pd.Series(at.split(",")), errors="coerce")
-    if len(numbers) != 3 or not np.isfinite(numbers).all():
-        raise InputError(f"--at {at}: not three numbers; write them as in --at 210.5,180,64")
-    return pd.DataFrame([numbers.to_list()], columns=["x", "y", "z"]).assign(unit=unit, nodule=f"at {at}")
+    return cut.listed(at).assign(unit=unit)
 
 
 def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series: str = "") -> Judged:
@@ -96,7 +93,8 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
         images.append(taken.images)
         tables.append(taken.table)
         for place in rows.to_dict("records"):
-            shown[place["nodule"]] = cut.planes(scan, cut.voxel_of(scan, place))
+            voxel = cut.voxel_of(scan, place)
+            shown[place["nodule"]] = (*cut.planes(scan, voxel), round(voxel[2]))
     part = model.part_of(np.concatenate(images), pd.concat(tables, ignore_index=True))
     return Judged(part, taught.answers(part), shown, "HU", source)
 
@@ -146,11 +144,12 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of one nodule: its answer, a figure, what speaks for and against."""
     from nodules import plots
 
-    answer = rows.iloc[len(rows) // 2].to_dict()  # the slice of the place, or the middle one
-    slices = list(judged.part.take(np.array([answer["row"]])).images[0]), [[], [], []]
-    planes, sides = judged.shown.get(answer["nodule"], slices)
-    beside = "slices" if "slice_index" in judged.part.table else "patch"
-    names = NAMES["scan" if judged.shown else beside]
+    stacked = "slice_index" in judged.part.table
+    height = judged.part.table["slice_index"].iloc[rows["row"]] if stacked else rows["row"]
+    planes, sides, middle = judged.shown.get(rows["nodule"].iloc[0], ([], [[], [], []], height.median()))
+    answer = rows.iloc[(height - middle).abs().argmin()].to_dict()
+    planes = planes or list(judged.part.take(np.array([answer["row"]])).images[0])
+    names = NAMES["scan" if judged.shown else "slices" if stacked else "patch"]
     window = list(transforms.default_window(judged.unit))
     figure = plots.opinion(**model.pictured(taught, judged.part, answer, planes, sides, names, window))
     figure.set_label(

@@ -54,6 +54,9 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
     part, card = split.stacked(split.whole(held)), held.card
     if (fewest := split.distinct(part.y, part.units)) < folds:
         raise InputError(f"{data}: a class has {fewest} patients, too few for {folds} folds; use fewer with --folds")
+    fold = split.folds(part.y, part.units, folds, seed)
+    if (fewest := min(len(np.unique(part.units[fold != k])) for k in range(folds))) < folds:
+        raise InputError(f"{data}: without one fold {fewest} patients are left; use fewer folds than that with --folds")
     others = teaching.company(card, phantom)
     options = {"folds": folds, "epochs": epochs, "seed": seed}
     about = {
