@@ -27,6 +27,8 @@ WEIGHT_COLOURS = {"chest-ct": BLUE, "imagenet": ORANGE, "random": GREEN}
 COMMON_LOSS = 1.5  # the most that is shown of losses, twice that of guessing
 HIGHEST_LOSS = 10.0  # shown; beyond it a mark at the edge
 MARKERS = "os^Dv"  # of groups
+KIN = ("unknown", "different patients", "same patient", "same nodule")
+LEGENDS = ("label", "part")  # what seaborn calls groups in a legend
 DPI = 100
 
 
@@ -46,12 +48,15 @@ def described(figure: Figure) -> str:
     pictures = sum(bool(axis.images) and not axis.get_xlabel() for axis in figure.axes)
     parts = [f"{pictures} pictures"] if pictures > 1 else ["A picture"] * pictures
     for axis in figure.axes:
-        names = [tick.get_text() for tick in axis.get_yticklabels() if re.search("[a-z]", tick.get_text())]
-        lines = [name for name in axis.get_legend_handles_labels()[1] if name]
+        ticks = [tick.get_text() for tick in axis.get_yticklabels()]
+        names = [tick for tick in ticks if re.search("[a-z]", tick) and not tick.startswith("$")]
+        lines = [name for name in axis.get_legend_handles_labels()[1] if name and name not in LEGENDS]
         if axis.get_xlabel() and (axis.get_ylabel() or names):
             name = f"{axis.get_title()}: " if len(figure.axes) > 1 and axis.get_title() else ""
             against = f"{axis.get_ylabel() or 'rows'} against {axis.get_xlabel()}"
             parts.append(name + against + (f", of {', '.join(names or lines)}" if names or lines else ""))
+    panels = [axis.get_title().replace("\n", " ") for axis in figure.axes if not axis.images and axis.get_title()]
+    parts += [f"panels: {', '.join(panels)}"] * (len(panels) > 1)
     return "; ".join(dict.fromkeys(parts)) or title(figure)
 
 
@@ -132,6 +137,8 @@ def diameter_by_class(table: pd.DataFrame, heading: str) -> Figure:
     shared = dict(x="diameter_mm", hue="class", palette=CLASS_COLOURS, hue_order=list(CLASS_COLOURS))
     sns.histplot(table, binwidth=2, ax=left, **shared)
     sns.ecdfplot(table, ax=right, legend=False, **shared)
+    for line, style in zip(right.lines, ("-", "--"), strict=False):
+        line.set_linestyle(style)
     left.get_legend().set_title("")
     left.set(xlabel="nodule diameter [mm]", ylabel="nodules", title="Nodules")
     right.set(xlabel="nodule diameter [mm]", ylabel="share of the class", title="Cumulative share")
@@ -156,7 +163,9 @@ def intervals(table: pd.DataFrame, label: str, heading: str, reference: float | 
         rows = len(names) - 1 - pd.Index(names).get_indexer(chosen["name"]) - 0.28 * (i - (len(parts) - 1) / 2)
         axis.errorbar(chosen["value"], rows, xerr=_lengths(chosen), fmt=marker, color=colour, capsize=3, label=part)
         for row, value, high in zip(rows, chosen["value"], chosen["high"], strict=True):
-            axis.annotate(f"{value:.3f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+            beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+            paper = dict(facecolor="white", edgecolor="none", pad=0.5)  # else the dotted line strikes it through
+            axis.annotate(f"{value:.3f}", (high, row), **beside, bbox=paper)
     if len(parts) > 1:
         figure.legend(loc="outside right upper", frameon=False)
     axis.margins(x=0.1)
@@ -257,7 +266,7 @@ def training_curves(table: pd.DataFrame, losses: list[float], accuracies: list[f
     sns.lineplot(table, y="accuracy", ax=right, legend=False, **shared)
     handles, labels = left.get_legend_handles_labels()
     left.get_legend().remove()
-    kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in ("label", "part")]
+    kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in LEGENDS]
     figure.legend(*zip(*kept, strict=True), loc="outside right upper", frameon=False)
     left.set(title="Loss", ylabel="cross-entropy", ylim=(losses[0], min(losses[1], COMMON_LOSS)))
     right.set(title="Accuracy on valid", ylabel="accuracy", ylim=accuracies)
@@ -407,7 +416,7 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
     (points). What is above ``HIGHEST_LOSS`` is a mark at the edge.
     """
     names = table["arm"].unique()
-    columns = min(4, len(names))
+    columns = len(names) if len(names) <= 4 else -(-len(names) // 2)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(1.5 + 3.2 * columns, 0.9 + 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
@@ -433,8 +442,10 @@ def phases(table: pd.DataFrame, heading: str) -> Figure:
         axis.set_xticks([-0.5, 0.5], ["head alone", "all layers"])
         axis.tick_params(which="both", labelsize=9)
         axis.label_outer()
-    for axis in list(figure.axes)[len(names) :]:
+    for axis in figure.axes[len(names) :]:
         axis.set_axis_off()
+    for axis in figure.axes[len(names) - columns : len(names)]:  # also where nothing is below
+        axis.tick_params(labelbottom=True)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.axes[0].legend(once.values(), once, frameon=False, fontsize=9)
@@ -733,20 +744,14 @@ def kinship(table: pd.DataFrame, line: float, heading: str) -> Figure:
     """Pixel correlation of pairs, by what they share; ``table`` has ``correlation, kin``, one row per pair."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
-    sns.histplot(
-        table,
-        x="correlation",
-        hue="kin",
-        hue_order=[name for name in ("strangers", "same patient", "same nodule") if name in set(table["kin"])],
-        palette="colorblind",
-        element="step",
-        fill=False,
-        bins=60,
-        ax=axis,
-    )
+    edges = np.histogram_bin_edges(table["correlation"], 60)
+    for name, colour, style in zip(KIN, (BLUE, BLUE, ORANGE, GREEN), ("-", "-", "--", "-."), strict=True):
+        if (chosen := table["kin"] == name).any():
+            look = dict(histtype="step", color=colour, linestyle=style, linewidth=1.6)
+            axis.hist(table.loc[chosen, "correlation"], edges, label=name, **look)
     axis.axvline(line, color="0.4", linestyle=":")
     axis.set(title=heading, xlabel="cross-correlation of the pixels at the best shift", ylabel="pairs", yscale="log")
-    axis.get_legend().set_title("")
+    axis.legend(frameon=False)
     sns.despine(figure)
     return figure
 

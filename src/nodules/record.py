@@ -132,7 +132,9 @@ class Record:
         write_json(path, values)
         return path
 
-    def figure(self, name: str, draw: Callable[..., Figure], caption: str, heading: str = "", **data: Any) -> Figure:
+    def figure(
+        self, name: str, draw: Callable[..., Figure], caption: str, heading: str = "", source: str = "", **data: Any
+    ) -> Figure:
         """Draw a figure and keep what is needed to redraw it.
 
         Args:
@@ -140,9 +142,10 @@ class Record:
             draw: a function of :mod:`nodules.plots`.
             caption: a sentence or two, also the figure's alternative text.
             heading: its title; figures of the report have theirs in :mod:`nodules.course`.
+            source: the line below it, if its data are not the study's.
             data: the function's other arguments: arrays, tables, strings, numbers and lists of them.
         """
-        data["heading"] = course.HEADINGS.get(name, heading)
+        data["heading"], source = course.HEADINGS.get(name, heading), source or self.source
         arrays, plain = {}, {}
         for key, value in data.items():
             if isinstance(value, pd.DataFrame):
@@ -154,10 +157,10 @@ class Record:
                 plain[key] = value
         with paths.replacing(self.file(f"{name}.npz")) as temporary:
             np.savez_compressed(temporary, **arrays)
-        about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": self.source}
+        about = {"draw": draw.__name__, "caption": caption, "order": len(self.figures), "source": source}
         write_json(self.file(f"{name}.json"), about | {"arguments": plain} | self.provenance)
         self.figures.append(name)
-        figure = plots.stamp(draw(**data), self.source)
+        figure = plots.stamp(draw(**data), source)
         figure.set_label(f"{plots.title(figure)}. {caption}")
         return figure
 

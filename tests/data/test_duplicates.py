@@ -57,5 +57,5 @@ def test_linked_pairs_and_pairs_of_pairs_share_a_cluster():
 def test_kin_is_the_closest_that_is_known():
     table = pd.DataFrame({"patient": list("aab"), "nodule": ["a1", "a2", "b1"]})
     pairs = np.array([[0, 1], [0, 2], [1, 1]])
-    assert duplicates.kinship(table, pairs).tolist() == ["same patient", "strangers", "same nodule"]
-    assert set(duplicates.kinship(table[[]], pairs)) == {"strangers"}
+    assert duplicates.kinship(table, pairs).tolist() == ["same patient", "different patients", "same nodule"]
+    assert set(duplicates.kinship(table[[]], pairs)) == {"unknown"}

@@ -97,7 +97,7 @@ def exercise_8_4(alike: Callable, share: Any, ct: Patches) -> None:
     near = duplicates.correlation(ct.images, pairs, WINDOW) >= duplicates.LINE
     kin = duplicates.kinship(ct.table, pairs)
     require(abs(number(share) - near.mean()) > 1e-3, "that is of all pairs; keep those that show the same nodule")
-    expected, strangers = near[kin == "same nodule"].mean(), near[kin == "strangers"].mean()
+    expected, strangers = near[kin == "same nodule"].mean(), near[kin == "different patients"].mean()
     close(share, expected, "use duplicates.correlation with `window`, and take the mean of >= duplicates.LINE", 0.01)
     right(f"{expected:.0%} of neighbouring slices of a nodule are near-duplicates, of two patients' {strangers:.0%}.")
 

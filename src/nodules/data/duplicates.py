@@ -52,9 +52,12 @@ def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def kinship(table: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """What each pair (P, 2) shares in ``table``: ``same nodule``, ``same patient`` or ``strangers``, (P,) text."""
+    """What each pair (P, 2) shares in ``table``, (P,) text.
+
+    ``same nodule``, ``same patient``, ``different patients``, or ``unknown`` where patients are.
+    """
     first, second = (table.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
-    kin = np.full(len(pairs), "strangers", dtype=object)
+    kin = np.full(len(pairs), "different patients" if "patient" in table else "unknown", dtype=object)
     for column, name in (("patient", "same patient"), ("nodule", "same nodule")):
         if column in table:
             kin[(first[column] == second[column]).to_numpy()] = name

@@ -97,7 +97,13 @@ def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
         batch = tensor(images[start : start + MAP_BATCH])
         maps = network.body.eval()(network.body.prepare(batch))
         parts = [torch.einsum("nchw,c->nhw", m, w) - mean @ w for m, w, mean in zip(maps, weights, means, strict=True)]
-        out.append(sum(F.interpolate(e[:, None], maps[0].shape[2:], mode="bilinear") for e in parts)[:, 0])
+        grown = [F.interpolate(e[:, None], maps[0].shape[2:], mode="bilinear")[:, 0] for e in parts]
+        # Interpolation keeps the mean only where one side divides the other
+        kept = [
+            large + (small.mean((1, 2)) - large.mean((1, 2)))[:, None, None]
+            for large, small in zip(grown, parts, strict=True)
+        ]
+        out.append(sum(kept))
     return torch.cat(out).cpu().numpy()
 
 
