@@ -24,7 +24,7 @@ def test_controls_score_as_what_they_are():
     yy, xx = np.mgrid[:64, :64]
     mask = (yy - 31.5) ** 2 + (xx - 31.5) ** 2 < 8**2
     masks = np.repeat(mask[None], 400, 0)
-    table = localisation.scores(localisation.controls(400, 16, 0), masks, np.arange(400), 0)
+    table = localisation.scores(localisation.controls(400, 0), masks, np.arange(400), 0)
     assert list(table) == ["name", "part", "value", "low", "high"]
     table = table.set_index(["name", "part"])
     assert table.loc[("centred blob", "hit"), "value"] == 1
@@ -46,12 +46,25 @@ def test_scores_are_less_sure_where_few_patients_bring_the_patches():
     assert widths[1] > 3 * widths[0]
 
 
-def test_controls_repeat_for_a_seed_and_have_the_size_that_is_asked_for():
-    first, again, other = (localisation.controls(3, 8, seed) for seed in (0, 0, 1))
-    assert all(maps.shape == (3, 8, 8) for maps in first.values())
+def test_controls_repeat_for_a_seed():
+    first, again, other = (localisation.controls(3, seed) for seed in (0, 0, 1))
+    assert all(maps.shape == (3, 64, 64) for maps in first.values())
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["random map"], other["random map"])
     assert np.array_equal(first["centred blob"], other["centred blob"])
+
+
+def test_the_lead_of_one_map_over_another_is_paired_by_patient():
+    masks = np.zeros((40, 64, 64), bool)
+    masks[:, :32, :32] = True
+    right, wrong = np.zeros((2, 40, 2, 2))
+    right[:, 0, 0] = wrong[:, 1, 1] = 1
+    units, half = np.arange(40) // 4, np.where(np.arange(40)[:, None, None] % 2, right, wrong)
+    lead = localisation.lead(half, wrong, masks, units, 0)
+    assert lead == {"value": 0.5, "low": 0.5, "high": 0.5}, "the same in each patient, so it is sure"
+    assert localisation.lead(wrong, half, masks, units, 0)["value"] == -0.5
+    unsure = localisation.lead(half, wrong, masks, np.arange(40), 0)
+    assert unsure["low"] < 0.4 < 0.6 < unsure["high"]
 
 
 def test_likeness_is_the_rank_correlation_of_each_map():
