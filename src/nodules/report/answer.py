@@ -31,8 +31,9 @@ FINDINGS = {  # differences that notebooks keep as facts
 }
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
-    "benign": ("always “benign”, per patch", r"prevalence"),
-    "frozen": ("like the report: frozen ResNet, TTA; per patch", r"second result, with TTA"),
+    "benign": ("always the larger class, per patch", r"prevalence"),
+    "frozen": ("like the report: last layers, TTA; per patch", r"second result, with TTA"),
+    "slice": ("a ruler on the same slice, per patch", r"ruler on the slice, mm"),
     "patch": ("nodule network, per patch", r"nodule network, \d+ folds, patches"),
     "ruler": ("a ruler, per nodule", r"ruler on the whole nodule, \d+ folds, nodules"),
     "whole": ("ResNet50, all layers, per nodule", r"whole network, \d+ folds, nodules"),
@@ -112,7 +113,8 @@ def reported() -> list[dict[str, Any]]:
 def table(content: dict[str, Any]) -> pd.DataFrame:
     """All of them, by (run, key): ``name, part`` (where measured), ``value, low, high`` (accuracy), ``auc`` (as text).
 
-    The runs are ``report``, whose keys are numbers, ``real`` and ``here``.
+    ``tested`` says on what, and whether by a test split or folds. The runs are ``report``, whose keys are numbers,
+    ``real`` and ``here``.
     """
     named = {("report", i): (row["model"].removeprefix(REPORT), row) for i, row in enumerate(reported())}
     for run, of_run in (("real", real()), ("here", content)):
@@ -124,10 +126,17 @@ def table(content: dict[str, Any]) -> pd.DataFrame:
     }
     lines = {
         (run, key): {"name": name, "part": parts[run], "auc": text.interval(row, "auc") if "auc_low" in row else None}
+        | {"tested": _tested(row)}
         | {end: row[f"accuracy{name}"] for end, name in (("value", ""), ("low", "_low"), ("high", "_high"))}
         for (run, key), (name, row) in named.items()
     }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """On what a row was measured: ``666 patches, test`` or ``1243 nodules, 5 folds``."""
+    by = re.search(r"\d+ folds", row.get("name", ""))
+    return f"{row.get('n', row.get('patches')):.0f} {row.get('counted', 'patches')}, {by[0] if by else 'test'}"
 
 
 def values(content: dict[str, Any]) -> dict[str, Any]:
@@ -138,5 +147,5 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
         "swept": swept(),
         "divisions": DIVISIONS,
         "here": rows(content),
-        "real": rows(kept) | {"card": kept["card"], "facts": facts(kept)},
+        "real": rows(kept) | {"card": kept["card"], "facts": facts(kept), "runs": kept["runs"]},
     }

@@ -239,7 +239,7 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
 def _brief(content: dict[str, Any]) -> pd.DataFrame:
     """The README's table: the report's number above some on real nodules and some of this run."""
     table = answer.table(content)
-    keys = ("benign", "frozen", "ruler", "nodule")
+    keys = ("benign", "frozen", "slice", "ruler", "nodule")
     chosen = [("report", 0), *(("real", key) for key in keys), *(("here", key) for key in keys)]
     table = table.loc[[key for key in chosen if key in table.index]]
     table["accuracy"] = [text.span(row.value, row.low, row.high) for row in table.itertuples()]
@@ -248,6 +248,7 @@ def _brief(content: dict[str, Any]) -> pd.DataFrame:
         "accuracy": "accuracy (95% interval)",
         "auc": "AUC (95% interval)",
         "part": "measured on",
+        "tested": "by",
     }
     return table[list(titles)].rename(columns=titles)
 
