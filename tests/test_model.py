@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from nodules import model, teaching
 from nodules.data import patches, split
 from nodules.data.split import Part
 from nodules.errors import InputError
-from nodules.evaluation import metrics
+from nodules.evaluation import decisions, metrics
 from nodules.networks import small
 from nodules.networks.small import NoduleNet
 from nodules.tools import teach
@@ -139,6 +140,44 @@ def test_size_is_measured_in_millimetres(taught):
     part = nodules(20, seed=8)
     answers = taught.answers(part)
     assert np.corrcoef(answers["size_mm"], part.diameters)[0, 1] > 0.9
+    first = taught._found(part)["cells"].iloc[0]  # of 4 pixels of 0.7 mm a side
+    assert answers["size_mm"].iloc[0] == pytest.approx(2 * np.sqrt(first * (4 * 0.7) ** 2 / np.pi))
+    wider = replace(part, table=part.table.assign(pixel_spacing_mm=1.4))
+    assert np.allclose(taught.answers(wider)["size_mm"], 2 * answers["size_mm"])
+
+
+def test_what_turns_opinions_into_an_answer_is_from_patients_left_out(taught):
+    part = nodules()
+    fold = split.folds(part.y, part.units, 3, 0)
+    left = teaching.left_out(part, fold, list(taught.members))
+    y, p, about = left["y"].to_numpy(), left["p"].to_numpy(), taught.about
+    assert about["temperature"] == pytest.approx(decisions.temperature(y, p), rel=1e-3)
+    calm = decisions.tempered(p, about["temperature"])
+    assert about["conformal_line"] == pytest.approx(min(decisions.conformal_line(y, calm), 1), abs=1e-3)
+    assert about["scores"]["auc"] == metrics.score(y, calm, left["unit"].to_numpy(), fold=left["fold"])["auc"]
+
+
+def test_a_model_is_measured_on_patients_who_taught_none_of_its_networks(tmp_path, monkeypatch):
+    part = nodules(24)
+    columns = {name: column.to_numpy(str if column.dtype.kind not in "if" else None) for name, column in
+               part.table.items()}  # fmt: skip
+    np.savez(tmp_path / "own.npz", images=part.source, masks=part.masks, malignant=part.y, **columns)
+    taught_by, asked, teaching_once, answering = [], [], teaching.teach, model.Model.answers
+    monkeypatch.setattr(
+        teaching,
+        "teach",
+        lambda own, *rest, **options: taught_by.append(set(own.units)) or teaching_once(own, *rest, **options),
+    )
+    monkeypatch.setattr(model.Model, "answers", lambda self, own: asked.append(set(own.units)) or answering(self, own))
+    options = {"credit": "discs", "folds": 2, "epochs": 1, "phantom": 0, "seed": 0}
+    path = teach.teach(str(tmp_path / "own.npz"), tmp_path / "m.safetensors", **options)
+    everybody, *without = taught_by
+    assert len(without) == 2 and everybody == set(part.units)
+    assert asked[::2] == [everybody - kept for kept in without], "the answers that are scored"
+    assert not (everybody - without[0]) & (everybody - without[1])
+    about = model.load(path).about
+    assert 0 <= about["measured"]["scores"]["auc"] <= 1 and about["data"]["title"] == "discs"
+    assert "discs" in path.with_suffix(".md").read_text(encoding="utf-8")
 
 
 DAMAGED = {

@@ -74,10 +74,11 @@ def test_the_ceiling_needs_all_eight_ratings_and_the_diameter(ct, parts):
 
 def test_only_the_patches_that_train_are_fitted(ct, parts):
     features = ct.table[["diameter_mm"]]
-    before = baselines.logistic(features, parts.train)
+    before, every = baselines.logistic(features, parts.train), baselines.predictions(ct, parts)
     parts.test.y[:] = 1 - parts.test.y
     parts.valid.y[:] = 1 - parts.valid.y
     assert np.array_equal(baselines.logistic(features, parts.train), before)
+    assert baselines.predictions(ct, parts).equals(every)
     assert baselines.logistic(features, parts.train, C=1e-6).std() < 0.01 < before.std(), (
         "a small C keeps weights close to 0"
     )

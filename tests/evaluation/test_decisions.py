@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from nodules.evaluation import decisions, metrics
+from nodules.evaluation import decisions, experiments, localisation, metrics
 
 
 def drawn(n, seed, sharpness=1.0):
@@ -171,3 +171,33 @@ def test_the_choice_is_the_same_on_machines_that_round_otherwise():
         for _ in range(20):
             rounded = {n: models[n] + rng.normal(0, 2e-3, len(y)) for n in ("incumbent", *rivals)}
             assert decisions.challenged("incumbent", compared(rounded, y, ids(y))) == chosen
+
+
+def by_severity(y, p, units):
+    about = pd.DataFrame({"shift": np.where(y == 1, "noise", "as it was"), "severity": y})
+    truth = (p > np.median(p)).astype(int)
+    return experiments.by_severity(about, truth, p, units, 0, {"auc": "AUC"})
+
+
+def erased(y, p, units):
+    return localisation.erasure_curves({"map": {"deletion": np.outer(p, localisation.SHARES)}}, units, 0)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda y, p, units: decisions.reliability(y, p, units, 0),
+        lambda y, p, units: decisions.operating_points((y, p), (y, p), units, 0),
+        lambda y, p, units: decisions.net_benefit(y, p, units, 0),
+        lambda y, p, units: decisions.coverage(y, np.column_stack([p < 0.6, p > 0.4]), units, 0),
+        lambda y, p, units: decisions.abstention(y, p, units, 0),
+        lambda y, p, units: metrics.confusion(y, (p > 0.5).astype(int), units),
+        lambda y, p, units: metrics.curves(y, p, units),
+        by_severity,
+        erased,
+    ],
+)
+def test_more_patches_of_the_same_patients_make_nothing_surer(measure):
+    y, p = drawn(100, 3)
+    once, ninefold = measure(y, p, ids(y)), measure(*(np.repeat(values, 9) for values in (y, p, ids(y))))
+    assert np.allclose(once[["low", "high"]], ninefold[["low", "high"]]) and (once["high"] > once["low"]).any()

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nodules import paths
+from nodules.data import transforms
 from nodules.errors import InputError
 from nodules.networks import bank, bodies, weights
 from nodules.networks.bodies import Spec
@@ -75,6 +76,15 @@ def test_view_0_holds_maximum_and_mean_of_the_feature_maps(body, images, pool):
     assert computed.width == bank.width(body, pool)
     assert distance(computed.features[:, 0], by_hand(body, images, pool)) < 0.05
     assert computed.patches_per_second > 0
+
+
+@pytest.mark.parametrize("kind", transforms.AUGMENTATIONS)
+def test_an_augmented_view_is_that_of_its_kind_and_strength(body, images, kind):
+    low, high = body.weights.window
+    features = bank.compute(body, images, kind=kind, k=1, seed=3).features
+    draws = np.random.default_rng([3, 1])
+    seen = transforms.vary(torch.from_numpy(images.astype(np.float32))[:, None], kind, draws, high - low)
+    assert distance(features[:, 1], by_hand(body, seen.numpy())) < 0.3 * distance(features[:, 1], features[:, 0])
 
 
 def test_the_last_stage_is_the_tail_of_all_stages(body, images):

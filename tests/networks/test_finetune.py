@@ -57,6 +57,18 @@ def test_the_network_is_trained_in_place_and_put_into_evaluation_mode():
     assert not torch.equal(network[1].weight.cpu(), before)
 
 
+def test_outlines_are_turned_with_their_images():
+    corner = np.zeros((64, 64), bool)
+    corner[4:20, 8:40] = True  # all symmetries of the square turn it into something else
+    outlines = np.repeat(corner[None], N, 0)
+    part = replace(PATCHES, source=np.where(outlines, 400, -800), masks=outlines)
+    seen = set()
+    for images, _, outlines in finetune.ImageLoader(part, 16, 4, seed=0):
+        assert torch.equal(images > 0, outlines == 1)
+        seen |= {image.cpu().numpy().tobytes() for image in outlines}
+    assert len(seen) == 8
+
+
 def test_training_touches_no_global_randomness():
     torch.manual_seed(5)
     expected = torch.rand(3)
