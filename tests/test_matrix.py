@@ -4,6 +4,7 @@ import ast
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import h5py
 import nbformat
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from nodules import course, paths, plots
+from nodules.data import split
 from nodules.evaluation import baselines, metrics
 from nodules.report import page
 
@@ -199,3 +201,41 @@ def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name, quick_int
     assert said - CHANCE == expected | ALWAYS
     assert all(part["what"] in report and part["why"] in report for part in content["left_out"])
     assert {row["notebook"] for row in content["rows"]} >= {"01_data", "02_architectures", "04_training"}
+
+
+CHOSEN = {"chosen", "lr", "stage", "threshold", "temperature"}  # facts
+CHOOSING = [course.DATA, course.ARCHITECTURES, course.RATE, course.TRAINING, course.WHOLE]
+CHOOSING += [course.INTERPRETATION, course.DECISIONS]
+
+
+def choices(run):
+    """All that a run has chosen or fitted: choices, weights, facts."""
+    files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.glob("*/*")}
+    facts = [json.loads(content)["facts"] for name, content in files.items() if name.endswith("/results.json")]
+    chosen = {name: value for of_notebook in facts for name, value in of_notebook.items() if name in CHOSEN}
+    return chosen | {name: content for name, content in files.items() if name.endswith((".choice", ".safetensors"))}
+
+
+@pytest.mark.slow
+def test_nothing_is_chosen_or_fitted_on_test_patches(tmp_path, quick_intervals, undrawn, monkeypatch):
+    """Where the test patches have other labels, scores change, and nothing that was chosen or fitted."""
+    undrawn()
+    write(tmp_path / "own.npz", made())
+    divide = split.divide
+
+    def turned_round(part, sides):
+        parts = divide(part, sides)
+        return parts._replace(test=replace(parts.test, y=1 - parts.test.y))
+
+    runs = []
+    for name, way in (("as it is", divide), ("turned round", turned_round)):
+        monkeypatch.setattr(split, "divide", way)
+        runs.append(tmp_path / name)
+        for lesson in CHOOSING:
+            options = {"data": str(tmp_path / "own.npz"), "run_dir": str(runs[-1])}
+            execute(paths.NOTEBOOKS / f"{lesson.name}.ipynb", SMALL | options)
+    before, after = map(choices, runs)
+    assert before.keys() > CHOSEN and len(before) >= len(CHOSEN) + 3
+    assert before == after
+    scores = [json.loads((run / course.TRAINING.name / "results.json").read_text())["rows"] for run in runs]
+    assert scores[0][0]["auc"] == pytest.approx(1 - scores[1][0]["auc"]), "only scores turn round"
