@@ -66,7 +66,7 @@ endif
 
 # A folder of scans has no files that are known beforehand: is anything in it newer than what was made of it?
 ifneq ($(DATA),phantom)
-ifeq ($(FILES),)
+ifeq ($(strip $(FILES)),)
 FILES := $(if $(shell find "$(FOLDER)/." -newer "$(RUN)/01_data.ipynb" 2>/dev/null | head -n 1),other-data)
 endif
 endif
@@ -76,7 +76,7 @@ endif
 	distclean other-data data-kaggle data-lidc
 
 help:  ## show this
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
 
 figures:  ## run all notebooks and write the report, figures/report.html
@@ -148,7 +148,7 @@ lock: $(ENVIRONMENT)  ## compile requirements*.txt and environment.yml from pypr
 COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
 clean:  ## remove all runs; the default run's figures, the default sweep's and the environment stay
-	rm -rf runs/*/ $(filter-out figures/headline/,$(wildcard figures/*/))
+	rm -rf runs/*/ $(filter-out figures/headline,$(patsubst %/.,%,$(wildcard figures/*/.)))
 
 distclean: clean  ## remove the environment and the cache as well
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

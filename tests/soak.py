@@ -28,6 +28,7 @@ LOCKS = ("requirements.txt", "requirements-weights.txt")
 COPIED = ("Makefile", "README.md", "pyproject.toml", *LOCKS, "notebooks", "params", "src")
 TIMED = ("seconds", "patches_per_second", "time")  # differ from run to run
 LONGEST = 75  # seconds until a kill
+SETTINGS = ("MAKE", "MFLAGS", "NODULES_CACHE", "DATA", "PROFILE", "CELL_TIMEOUT_S", "LOCKED")  # of the shell
 DISK = "12m"  # of the small disk: enough for the first files only
 
 
@@ -44,8 +45,8 @@ def copy(folder: Path) -> Path:
 
 def environment(project: Path, **changes: str) -> dict[str, str]:
     """Environment variables under which the copy's code and cache are used, as if started from a shell, not by make."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "NODULES_CACHE"))}
-    return kept | {"PYTHONPATH": str(project / "src")} | changes
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)}
+    return kept | {"PYTHONPATH": str(project / "src"), "LC_ALL": "C.UTF-8"} | changes
 
 
 def make(project: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:

@@ -33,7 +33,7 @@ from nodules.networks import bodies, network
 from nodules.tools import run
 from scanfiles import values, write_series, write_volume
 
-SECONDS = 20  # that a case may take
+SECONDS = 120  # that a case may take before it counts as hanging
 MEMORY = 1_500_000_000  # bytes that it may take beyond what the process has
 WRONG = 77  # exit code of a child that read something else than the file contains
 TINY = "test_resnet"  # the smallest network of timm

@@ -24,6 +24,7 @@ def locked(name):
         ("requirements.txt", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]),
         ("requirements-weights.txt", PROJECT["dependency-groups"]["weights"]),
         ("requirements-data.txt", PROJECT["dependency-groups"]["data"]),
+        ("requirements-teaching.txt", PROJECT["dependency-groups"]["teaching"]),
     ],
 )
 def test_the_lock_holds_every_direct_dependency_in_a_fitting_version(lock, declared):
@@ -35,7 +36,7 @@ def test_the_lock_holds_every_direct_dependency_in_a_fitting_version(lock, decla
         assert all(requirement.specifier.contains(version) for version in versions), requirement
 
 
-@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-weights.txt", "requirements-data.txt"])
+@pytest.mark.parametrize("lock", sorted(path.name for path in ROOT.glob("requirements*.txt")))
 def test_the_lock_has_a_hash_for_every_pin_and_no_address(lock):
     text = (ROOT / lock).read_text()
     blocks = re.split(r"^(?=\S)", text, flags=re.M)[1:]

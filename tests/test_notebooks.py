@@ -121,7 +121,9 @@ def test_all_notebooks_run_end_to_end(smoke):
     assert {path.name for path in folder.glob("*.ipynb")} == {path.name for path in NOTEBOOKS}
     split = pd.read_csv(folder / "01_data" / "split.csv")
     assert list(split) == ["id", "patient", "malignant", "split", "split_kind"] and len(split) == 600
-    assert "01_data" in smoke.stdout and len(smoke.stdout.splitlines()) < 40 * len(NOTEBOOKS), "one line a step"
+    steps = re.findall(r"^(\d\d_\w+) +(\d+)/(\d+) ", smoke.stdout, re.M)
+    assert [done for _, done, _ in steps].count("1") == len(NOTEBOOKS), "one line a step"
+    assert len(steps) == sum(int(total) for _, done, total in steps if done == "1")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -343,6 +345,19 @@ def test_a_home_that_cannot_be_written_to_is_replaced(tmp_path):
         rule = "home:\n\t@echo $$HOME\n"
         done = subprocess.run(command, cwd=ROOT, env=environment, input=rule, capture_output=True, text=True)
         assert done.stdout.strip() == (str(ROOT / ".cache" / "home") if home == "/proc/none" else home)
+
+
+@pytest.mark.parametrize(("minutes", "planned"), [(-1, False), (1, True)])
+def test_a_folder_of_scans_that_changed_is_read_again(tmp_path, minutes, planned):
+    project, scan = soak.copy(tmp_path), tmp_path / "scans" / "a.dcm"
+    run = tmp_path / "runs" / "smoke-scans" / "01_data.ipynb"
+    for path in (scan, run):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    changed = run.stat().st_mtime + 60 * minutes
+    os.utime(scan, (changed, changed))
+    done = soak.make(project, "-n", "DATA=scans", "runs/smoke-scans/01_data.ipynb")
+    assert done.returncode == 0 and ("nodules run" in done.stdout) == planned
 
 
 def test_bare_make_prints_every_target():

@@ -1,5 +1,7 @@
 """The phantom: reproducibility, HU that follow the ratings, and nuisance that doesn't follow the label."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -239,8 +241,12 @@ def test_too_many_patches_are_refused(counts, name):
         phantom.render(*counts, workers=1)
 
 
-def test_version_is_short_and_stable():
-    assert phantom.version() == phantom.version() and len(phantom.version()) == 12
+def test_the_version_changes_with_the_code_that_renders(tmp_path, monkeypatch):
+    before = phantom.version()
+    assert before == phantom.version() and len(before) == 12
+    (tmp_path / "phantom.py").write_bytes(Path(phantom.__file__).read_bytes() + b"#")
+    monkeypatch.setattr(phantom, "__file__", str(tmp_path / "phantom.py"))
+    assert phantom.version() != before
 
 
 def test_another_scanner_sees_the_same_nodules(monkeypatch):

@@ -6,6 +6,11 @@ from scipy.ndimage import gaussian_filter
 from nodules.data import transforms
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def test_the_window_maps_its_ends_to_0_and_1_and_clips():
     values = [-3000.0, -1000.0, -300.0, 400.0, 2000.0]
     for images in (np.array(values), torch.tensor(values)):

@@ -9,7 +9,8 @@ from nodules import paths
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A project folder, cache and torch home without any weights, and no network."""
+    """A project folder, cache and torch home without any weights, no network, and torch seeded."""
+    torch.manual_seed(0)
 
     def no_network(*_, **__):
         raise urllib.error.URLError("no route\nto host")

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nodules import paths
 from nodules.errors import InputError
 from nodules.report import cards, page, text
 
@@ -66,9 +65,3 @@ def test_numbers_are_read_and_not_typed():
         typed = (text.TEMPLATES / name).read_text()
         typed = re.sub(r"https?://\S+|\"\"Is 0.95 good\?\"\"|{[{%#].*?[}%#]}", "", typed)
         assert set(re.findall(r"\d+\.\d+", typed)) <= {"0.5"}, name
-
-
-def test_no_notebook_is_named_but_in_the_course():
-    for path in sorted(text.TEMPLATES.parent.rglob("*")):
-        if path.suffix in (".py", ".md", ".csv", ".html"):
-            assert not re.search(r"\b0[1-7]_[a-z]+", path.read_text()), path.relative_to(paths.ROOT)

@@ -153,7 +153,7 @@ def test_what_cannot_be_graded_gets_no_points_and_one_line(released, hand_in, ca
         (submissions / student).mkdir()
         (submissions / student / f"{LESSON}.ipynb").write_text(content)
     (submissions / "text" / "02_unknown.ipynb").write_text("")
-    table = graded(released, submissions, 4)
+    table = graded(released, submissions, 15)
     assert table["points"].to_dict() == {"crash": 0, "loop": 2, "other": 0, "stubborn": 0, "text": 0, "untouched": 0}
     assert (table["of"] == 3).all() and (table["note"] != "").all()
     output = capsys.readouterr()
@@ -162,9 +162,9 @@ def test_what_cannot_be_graded_gets_no_points_and_one_line(released, hand_in, ca
     told = (
         "left out",
         "its kernel died",
-        "(exercise 1: a cell took more than 4 s)",
+        "(exercise 1: a cell took more than 15 s)",
         "no exercise answered",
-        "exercise 1: a cell took more than 4 s and could not be stopped",
+        "exercise 1: a cell took more than 15 s and could not be stopped",
         "not a notebook",
         "none of the",
     )

@@ -99,13 +99,6 @@ def test_a_profile_holds_values_of_the_type_that_notebooks_want():
     assert run.checked(paths.ROOT, {"compare_lr": "1e-3", "seed": 1}) == {"compare_lr": 1e-3, "seed": 1}
 
 
-def test_every_profile_fits_the_notebooks():
-    profiles = sorted((paths.ROOT / "params").glob("*.yaml"))
-    assert {path.stem for path in profiles} >= {"smoke", "demo", "paper"}
-    for path in profiles:
-        run.read_profile(path)
-
-
 def test_a_good_notebook_leaves_its_copy_and_one_line_a_step(notebook, tmp_path, capfd):
     source = notebook("import sys; print(n, sys.executable)", "1 + 1")
     output = tmp_path / "out{}" / "nb.ipynb"
@@ -140,7 +133,7 @@ def test_a_kernel_of_the_same_name_for_the_user_does_not_shadow_ours(notebook, t
 def test_a_failure_keeps_a_partial_copy_under_another_name(notebook, tmp_path, source, words):
     output = tmp_path / "out" / "nb.ipynb"
     with pytest.raises(NotebookFailed) as caught:
-        run.execute(notebook("before = 1", source), output, {}, 4)
+        run.execute(notebook("before = 1", source), output, {}, 15)
     for word in words:
         assert word in str(caught.value)
     assert [path.name for path in output.parent.iterdir()] == ["nb.failed.ipynb"]
