@@ -272,9 +272,12 @@ def test_findings_are_compared_with_those_of_a_machine_without_bfloat16(content,
     monkeypatch.setattr(answer, "FLOAT32", tmp_path / "float32.json")
     there = {"gain_patches": 0.02, "gain_patches_low": -0.01, "gain_patches_high": 0.05}  # here surely above 0
     there |= {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "inflation_auc": 0.03}  # the last without an interval
-    record.write_json(answer.FLOAT32, {"profile": "demo-phantom", "facts": {"x": there}})
+    record.write_json(
+        answer.FLOAT32,
+        {"profile": "demo-phantom", "facts": {"x": there | {"chosen": "resnet50 with chest-ct weights"}}},
+    )
     told = section(shown(content, tmp_path), "Does it hold without bfloat16?")
-    assert "1 of 2 differences agree" in told
+    assert "2 of 3 findings agree" in told and "<td>network chosen</td>" in told
     for name, one, other, agree in (
         (answer.FINDINGS["gain_patches"], "+0.021 (+0.010 to +0.032)", "+0.020 (-0.010 to +0.050)", "no"),
         (answer.FINDINGS["gain"], "+0.034 (+0.011 to +0.070)", "+0.020 (+0.010 to +0.030)", "yes"),

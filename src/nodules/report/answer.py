@@ -28,7 +28,10 @@ FINDINGS = {  # differences that notebooks keep as facts
     "gain_slices": "all slices minus one, AUC per nodule",
     "gain": "test-time augmentation, accuracy",
     "inflation_auc": "shuffled minus patients apart, AUC",
+    "log_loss_change": "temperature, log-loss",
+    "zoom": "zoom in training, AUC",
 }
+CHOICE = {"chosen": "network chosen"}  # by a notebook, kept as a fact
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
     "benign": ("always the larger class, per patch", r"prevalence"),
@@ -61,7 +64,7 @@ def swept() -> list[dict[str, Any]]:
 def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
     """What the default run finds here and without bfloat16: ``finding, here, there, agree``; empty for another run.
 
-    They agree if both are surely above 0, both surely below, or both neither.
+    Differences agree if both are surely above 0, both surely below, or both neither.
     """
     kept = json.loads(FLOAT32.read_text(encoding="utf-8"))
     if kept["profile"] != content["runs"][0]["profile"]:
@@ -69,16 +72,16 @@ def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
     here, there = facts(content), facts(kept)
     shared = [fact for fact in FINDINGS if f"{fact}_low" in here and f"{fact}_low" in there]
     signs = [[text.excludes(run, fact) * np.sign(run[fact]) for run in (here, there)] for fact in shared]
-    return pd.DataFrame(
-        {
-            "finding": [FINDINGS[fact] for fact in shared],
-            **{
-                name: [text.interval(run, fact, "+.3f") for fact in shared]
-                for name, run in (("here", here), ("there", there))
-            },
-            "agree": [ours == theirs for ours, theirs in signs],
-        }
-    )
+    rows = [
+        (CHOICE[fact], here[fact], there[fact], here[fact] == there[fact])
+        for fact in CHOICE
+        if {fact} <= here.keys() & there.keys()
+    ]
+    rows += [
+        (FINDINGS[fact], *(text.interval(run, fact, "+.3f") for run in (here, there)), ours == theirs)
+        for fact, (ours, theirs) in zip(shared, signs, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["finding", "here", "there", "agree"])
 
 
 def ingredients() -> pd.DataFrame:
