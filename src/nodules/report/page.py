@@ -247,8 +247,8 @@ def _brief(content: dict[str, Any]) -> pd.DataFrame:
         "name": "model",
         "accuracy": "accuracy (95% interval)",
         "auc": "AUC (95% interval)",
-        "part": "measured on",
-        "tested": "by",
+        "part": "data",
+        "tested": "measured on",
     }
     return table[list(titles)].rename(columns=titles)
 
