@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from nodules import workers
+
 PROGRAM = """
 import signal, time
 from nodules.workers import processes
@@ -18,6 +20,12 @@ with processes(2) as executor:
     for done in executor.map(time.sleep, [0.3] * 200):
         print("done", flush=True)
 """
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [("3", 3), ("0", 1), ("", os.cpu_count()), ("4,2", os.cpu_count())])
+def test_there_are_no_more_processes_than_threads_are_allowed(monkeypatch, limit, allowed):
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert workers.allowed() == allowed
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

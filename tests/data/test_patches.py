@@ -289,6 +289,13 @@ def test_a_name_that_may_stand_for_several_is_pointed_out(tmp_path, own):
     assert notes == ["Column patient: 'unknown' occurs 20 times; is it a single patient?"]
 
 
+def test_a_nodule_is_of_one_patient(tmp_path, own):
+    own["nodule"] = np.tile(["1", "2"], 20)  # numbered within each patient
+    refused(write(tmp_path, own, ".npz"), "the nodule '1' is of 20 patients; give each nodule a name of its own")
+    own["nodule"] = np.char.add(own["patient"], own["nodule"])
+    assert patches.read(str(write(tmp_path, own, ".npz"))).card.nodules == 40
+
+
 def test_invisible_characters_do_not_tell_patients_apart(tmp_path, own):
     marks = np.array(["", "\ufeff", "\u200b", "\xa0"])[np.arange(40) % 4]
     own["patient"] = np.char.add(marks, own["patient"])

@@ -68,6 +68,10 @@ def test_a_table_of_places_gets_a_row_and_a_sheet_each(practice, tmp_path):
         folder / "dicom", "--csv", tmp_path / "places.csv", "--report", tmp_path / "page.html", folder=tmp_path
     )
     assert rows["nodule"].tolist() == rows["id"].tolist() == spots["nodule"].tolist()
+    places = [",".join(f"{value:g}" for value in spot) for spot in spots[["x", "y", "z"]].itertuples(index=False)]
+    told = asked(folder / "dicom", f"--at={'; '.join(places)}", "--voxel", folder=tmp_path)
+    assert told["nodule"].tolist() == [f"at {place}" for place in places]
+    assert np.allclose(told["p"], rows["p"], atol=1e-6)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<h1>") == page.count("data:image/png") == len(spots)
     assert "Not a medical device" in page and not re.search(r'(src|href)="(?!data:)', page), "nothing from elsewhere"
