@@ -70,13 +70,10 @@ def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
     if kept["profile"] != content["runs"][0]["profile"]:
         return pd.DataFrame()
     here, there = facts(content), facts(kept)
-    shared = [fact for fact in FINDINGS if f"{fact}_low" in here and f"{fact}_low" in there]
+    both = here.keys() & there.keys()
+    shared = [fact for fact in FINDINGS if {fact, f"{fact}_low"} <= both]
     signs = [[text.excludes(run, fact) * np.sign(run[fact]) for run in (here, there)] for fact in shared]
-    rows = [
-        (CHOICE[fact], here[fact], there[fact], here[fact] == there[fact])
-        for fact in CHOICE
-        if {fact} <= here.keys() & there.keys()
-    ]
+    rows = [(CHOICE[fact], here[fact], there[fact], here[fact] == there[fact]) for fact in CHOICE if fact in both]
     rows += [
         (FINDINGS[fact], *(text.interval(run, fact, "+.3f") for run in (here, there)), ours == theirs)
         for fact, (ours, theirs) in zip(shared, signs, strict=True)
