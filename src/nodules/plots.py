@@ -777,7 +777,7 @@ def planes(
 ) -> Figure:
     """The axial, coronal and sagittal plane through a place; ``sides_mm`` has the width and height of each."""
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.94))  # below the title
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.91))  # between the title and the source
     _crossed(figure.subplots(1, 3), (first, second, third), ["axial", "coronal", "sagittal"], sides_mm, window)
     figure.suptitle(heading, fontsize=12)
     return figure
