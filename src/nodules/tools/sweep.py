@@ -171,13 +171,6 @@ class Store:
             file.write(json.dumps(content, default=lambda x: x.item()).encode())
 
 
-def _check(job: Job) -> None:
-    """Raise InputError if a run would not be of the code and data that its key names."""
-    _code.cache_clear()
-    if key(job) != job.key:
-        raise InputError(f"{socket.gethostname()}: has other code, packages or data; bring it to the same revision")
-
-
 def perform(job: Job) -> float:
     """Run a job's notebooks, in a Dask worker, and keep what they found; the seconds that it took.
 
@@ -185,7 +178,8 @@ def perform(job: Job) -> float:
         InputError: this machine's code or data are others than those of the machine that asks.
         NotebookFailed: a notebook failed.
     """
-    _check(job)
+    if key(job) != job.key:
+        raise InputError(f"{socket.gethostname()}: has other code, packages or data; bring it to the same revision")
     folder, started = paths.resolve(job.folder), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     limit = run.time_limit(job.parameters, None)
@@ -212,7 +206,6 @@ def perform(job: Job) -> float:
         "seconds": round(seconds, 1),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
     }
-    _check(job)  # it may have been edited meanwhile
     store = Store(job.store)
     if "://" in job.store:  # a folder holds the run itself
         store.files.makedirs(f"{store.root}/{folder.name}", exist_ok=True)
