@@ -289,7 +289,7 @@ NETWORKS = {
 def test_networks_from_scratch_are_trained_on_the_gpu(name, few, tell):
     make, recipe = NETWORKS[name]
     parts = divided(split.stacked(few) if name == "nodule network" else few)
-    network = small.seeded(make, 0)
+    network = small.seeded(partial(make, UNIT), 0)
     numbers(finetune.train(network, parts, recipe, epochs=8, name=name))
     difference = differ(network, parts.test.images)
     tell(f"probabilities of the {name}, GPU against CPU", f"at most {difference:.4f} apart")
@@ -301,7 +301,7 @@ def test_maps_are_those_of_the_cpu(few, tell, tmp_path):
     with uncached(tmp_path):
         recipe = heads.Recipe(2, heads.LR)
         linear, network = maps.networks(bodies.build(SMALL, UNIT), parts, recipe, 0)
-    nodules = on_gpu(small.seeded(partial(small.NoduleNet, 3), 0).to(device()))
+    nodules = on_gpu(small.seeded(partial(small.NoduleNet, 3, UNIT), 0).to(device()))
     slices = split.stacked(few).images[:8]
 
     def shown(linear, network, nodules):
@@ -321,7 +321,7 @@ def test_maps_are_those_of_the_cpu(few, tell, tmp_path):
 
 def test_a_model_is_taught_and_answers_on_the_gpu(few, tell, tmp_path):
     part = split.stacked(few)
-    taught = teaching.teach(part, None, folds=3, epochs=8, seed=0, name="model", about={"name": "taught here"})
+    taught = teaching.teach(part, None, UNIT, folds=3, epochs=8, seed=0, name="model", about={"name": "taught here"})
     on_gpu(taught.members)
     differences = []
     for path in (teaching.save(taught, tmp_path / "taught.safetensors"), model.DEFAULT):

@@ -34,7 +34,7 @@ SMALL = {
     "members": 2,
     "company": 60,
     "seeds": 2,
-    "ingredients": ["neighbours", "outlines", "company", "all"],
+    "ingredients": ["neighbours", "densities", "outlines", "company", "all"],
     "fold_epochs": 1,
     "cases": 6,
     "pointed": 12,

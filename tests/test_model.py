@@ -48,7 +48,7 @@ def nodules(count=60, slices=3, seed=0):
 def taught():
     part = nodules()
     options = {"folds": 3, "epochs": 12, "seed": 0, "name": "t"}
-    return teaching.teach(part, None, **options, about={"name": "t", "data": {"title": "discs"}})
+    return teaching.teach(part, None, "HU", **options, about={"name": "t", "data": {"title": "discs"}})
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_the_parts_of_the_logit_add_up(taught):
         assert member.distance(member.mean[None]).item() == 0
 
 
-def test_grey_levels_and_hounsfield_units_of_the_same_patch_give_the_same_answer(taught):
-    part = nodules(10, seed=7)
+def test_a_model_taught_on_grey_levels_reads_hounsfield_units_too():
+    part, taught = nodules(10, seed=7), model.load(LIDC)
     images = part.source.astype(float)
     low, high = images.min(axis=(1, 2), keepdims=True), images.max(axis=(1, 2), keepdims=True)
     grey = np.rint(255 * (images - low) / (high - low)).astype(np.uint8)
@@ -188,6 +188,8 @@ DAMAGED = {
     "text for a number": lambda folder: changed(folder, lambda about: about.update(threshold="high")),
     "a billion networks": lambda folder: changed(folder, lambda about: about.update(members=10**9)),
     "another number of networks": lambda folder: changed(folder, lambda about: about.update(members=2)),
+    "another unit": lambda folder: changed(folder, lambda about: about["input"].update(unit="mm")),
+    "no unit": lambda folder: changed(folder, lambda about: about["input"].pop("unit")),
     "no JSON": lambda folder: (folder / "m.json").write_text("{"),
     "other tensors": lambda folder: save_file(
         {name: tensor + 1 for name, tensor in load_file(folder / "m.safetensors").items()}, folder / "m.safetensors"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nodules import paths
 from nodules.data import split, transforms
+from nodules.data.pixels import UNITS
 from nodules.data.sources import CLASSES, SIDE
 from nodules.data.split import Part
 from nodules.data.transforms import SYMMETRIES
@@ -270,7 +271,9 @@ def load(path: Path) -> Model:
             raise TypeError(f"{wrong[0]} is {type(about[wrong[0]]).__name__}")
         if not (2 <= about["members"] <= MOST and about["input"]["slices"] == 3):
             raise ValueError(f"{about['members']} networks for {about['input']['slices']} slices")
-        members = nn.ModuleList(Member(NoduleNet(about["input"]["slices"])) for _ in range(about["members"]))
+        if (unit := about["input"]["unit"]) not in UNITS:
+            raise ValueError(f"pixels in {unit!r}")
+        members = nn.ModuleList(Member(NoduleNet(3, unit)) for _ in range(about["members"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{beside}: not the description of a model ({in_brief(error)}); get both files again"

@@ -39,7 +39,7 @@ CHOICES = {
     "pool": POOLS,
     "rule": RULES,
     "folds": (0, *range(2, 11)),
-    "ingredients": ("neighbours", "outlines", "company", "all"),
+    "ingredients": ("neighbours", "densities", "outlines", "company", "all"),
 }
 
 

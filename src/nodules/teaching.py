@@ -103,7 +103,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
             "side": patches.SIDE,
             "slices": part.take([0]).images.shape[1],
             "pixel_spacing_mm": None if spacing is None else [float(spacing.min()), float(spacing.max())],
-            "values": "Hounsfield units or grey levels: each patch is standardised",
+            "unit": networks[0].unit,
         },
         "members": len(members),
         "temperature": temperature,
@@ -151,13 +151,14 @@ def lines(nodules: pd.DataFrame) -> dict[str, float]:
 
 
 def teach(
-    part: Part, phantom: Part | None, *, folds: int, epochs: int, seed: int, name: str, about: dict[str, Any]
+    part: Part, phantom: Part | None, unit: str, *, folds: int, epochs: int, seed: int, name: str, about: dict[str, Any]
 ) -> Model:
     """Teach a model by cross-validation.
 
     Args:
         part: patches with slices around.
         phantom: further patches to learn from, as from :func:`company`.
+        unit: of the pixels.
         folds: of units: as many networks.
         epochs: passes over the nodules.
         seed: of folds, weights and trainings.
@@ -168,7 +169,7 @@ def teach(
     everything = in_company(part, phantom)
     of_each = np.concatenate([fold, np.full(len(everything) - len(part), -1)])
     _, networks = finetune.cross_validate(
-        lambda _: NoduleNet(part.images.shape[1]),
+        lambda _: NoduleNet(part.images.shape[1], unit),
         everything,
         of_each,
         finetune.NODULE,

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ PARTS = split.divide(PATCHES, SIDES)
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(small.Standardise(), nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+    return nn.Sequential(small.Scale("HU"), nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
                          nn.Linear(4 * 15 * 15, 2))  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def test_smoothing_changes_the_training_loss_only():
 
 def test_the_loss_can_be_another():
     torch.manual_seed(0)
-    trained = run(small.CapsuleNet(), Recipe(lr=1e-2, warmup=0.25, loss=small.margin_loss), steps=3)
+    trained = run(small.CapsuleNet("HU"), Recipe(lr=1e-2, warmup=0.25, loss=small.margin_loss), steps=3)
     assert trained.history["valid_loss"].between(0, 1).all()
 
 
@@ -205,7 +206,7 @@ def test_the_outline_is_learned_where_the_recipe_asks_for_it():
     parts = split.divide(replace(PATCHES, masks=masks), SIDES)
     found = []
     for outline in (0.0, 4.0):
-        network = small.seeded(small.NoduleNet, 0)
+        network = small.seeded(partial(small.NoduleNet, 1, "HU"), 0)
         recipe = Recipe(lr=3e-3, outline=outline, bfloat16=False)
         finetune.train(network, parts, recipe, epochs=40, name="t")
         attention, _ = small.attention(network, IMAGES[:4, None])
@@ -216,7 +217,7 @@ def test_the_outline_is_learned_where_the_recipe_asks_for_it():
 def test_the_loss_of_an_outline_does_not_count_as_divergence():
     recipe = Recipe(lr=1e-3, outline=4.0)
     assert math.isclose(Recipe(lr=1).limit, 4 * math.log(2)) and math.isclose(recipe.limit, 20 * math.log(2))
-    trained = run(small.seeded(small.NoduleNet, 0), recipe, steps=3)
+    trained = run(small.seeded(partial(small.NoduleNet, 1, "HU"), 0), recipe, steps=3)
     assert trained.stopped == "" and len(trained.history) == 3
 
 
@@ -243,7 +244,7 @@ def test_first_weights_in_folds_follow_from_the_seed_alone():
     for state, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(state)
         options = {"epochs": 1, "name": "t", "seed": seed}
-        make = lambda _: small.Plain()  # noqa: E731
+        make = lambda _: small.Plain("HU")  # noqa: E731
         found.append(finetune.cross_validate(make, PATCHES, fold, Recipe(lr=1e-3, bfloat16=False), **options)[0])
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
@@ -253,7 +254,7 @@ def test_patches_of_another_source_are_learned_from_unless_their_unit_is_left_ou
 
     def make(parts):
         taught.append(parts)
-        return small.seeded(small.Plain, 0)
+        return small.seeded(partial(small.Plain, "HU"), 0)
 
     units = np.array([f"u{i % 8}" for i in range(N)])
     part = replace(PATCHES, units=units)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,7 +121,7 @@ def test_an_overlay_lies_between_0_and_1(evidence):
 
 
 def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
-    network = small.seeded(lambda: small.NoduleNet(3), 0)
+    network = small.seeded(lambda: small.NoduleNet(3, "HU"), 0)
     images = rng.normal(size=(5, 3, 64, 64))
     attention, evidence = small.attention(network, images)
     assert attention.shape == evidence.shape == (5, 16, 16)
@@ -129,7 +131,7 @@ def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
 
 
 def test_a_forgotten_head_changes_the_evidence_but_not_the_attention():
-    network = small.seeded(small.NoduleNet, 0)
+    network = small.seeded(partial(small.NoduleNet, 1, "HU"), 0)
     before = network.head.weight.detach().clone()
     images = rng.normal(size=(2, 1, 64, 64))
     other = maps.forgotten(network, 1)

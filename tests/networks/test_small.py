@@ -5,23 +5,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nodules.data.pixels import GREY, HU
 from nodules.networks import small
 
 NETWORKS = {
     "plain": small.Plain,
     "squeezenet": small.squeezenet,
     "capsules": small.CapsuleNet,
-    "nodules": small.NoduleNet,
+    "nodules": partial(small.NoduleNet, 1),
 }
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request):
-    torch.manual_seed(0)
-    return NETWORKS[request.param]()
+def make(request):
+    return NETWORKS[request.param]
 
 
-def test_a_network_gives_two_logits_and_every_parameter_learns(network):
+@pytest.mark.parametrize("unit", [HU, GREY])
+def test_a_network_gives_two_logits_and_every_parameter_learns(make, unit):
+    network = small.seeded(partial(make, unit), 0)
     out = network(torch.randn(4, 1, 64, 64) * 300 - 600)
     logits, *further = [out] if isinstance(out, torch.Tensor) else out
     assert logits.shape == (4, 2)
@@ -29,10 +31,21 @@ def test_a_network_gives_two_logits_and_every_parameter_learns(network):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_the_unit_of_the_pixels_does_not_matter(network):
-    images = torch.randn(2, 1, 64, 64) * 200
-    network.eval()
+def test_how_grey_levels_are_stretched_does_not_matter(make):
+    images, network = torch.randn(2, 1, 64, 64) * 200, small.seeded(partial(make, GREY), 0).eval()
     assert torch.allclose(network(images), network(images * 0.2 + 100), atol=1e-3)
+
+
+def test_densities_matter_in_hounsfield_units(make):
+    """Patches that differ in density alone; where each is standardised, they are the same."""
+    images = torch.randn(2, 1, 64, 64) * 100 - 600
+    denser, beyond = images + 300, images.where(images < images.amax(), 5000.0)
+    for unit, told in {HU: True, GREY: False}.items():
+        network = small.seeded(partial(make, unit), 0).eval()
+        assert torch.allclose(network(images), network(denser), atol=1e-3) != told
+    scale = small.Scale(HU)
+    assert scale(images).mean().abs() < 0.1 and 0.1 < scale(images).std() < 1
+    assert scale(beyond).amax() == scale(torch.tensor(900.0)), "metal weighs no more than dense calcium"
 
 
 def test_squashing_keeps_the_direction_and_gives_lengths_of_equation_1():
@@ -70,7 +83,7 @@ def test_margin_loss_is_equation_4():
 
 
 def test_first_weights_follow_from_the_seed():
-    first, again, other = (small.seeded(small.Plain, seed).head[1].weight for seed in (0, 0, 1))
+    first, again, other = (small.seeded(partial(small.Plain, HU), seed).head[1].weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -79,7 +92,7 @@ def test_first_weights_follow_from_the_seed():
 
 @pytest.fixture
 def nodules():
-    return small.seeded(partial(small.NoduleNet, 3), 0).eval()
+    return small.seeded(partial(small.NoduleNet, 3, HU), 0).eval()
 
 
 def test_the_network_for_nodules_gives_an_outline_in_training_only(nodules):

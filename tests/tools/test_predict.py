@@ -114,6 +114,16 @@ def test_a_question_that_can_not_be_answered_is_refused_in_one_line(practice, tm
     assert line.startswith("error: ") and message in line and not out.exists()
 
 
+def test_a_model_for_hounsfield_units_refuses_grey_levels(tmp_path):
+    taught = model.load(model.DEFAULT)
+    grey = np.random.default_rng(0).integers(0, 256, (20, 64, 64), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", images=grey, unit="8-bit")
+    assert len(predict.judge(taught, tmp_path / "grey.npz").answers) == 20
+    taught.about["input"]["unit"] = "HU"
+    with pytest.raises(InputError, match=r"grey\.npz: has grey levels, but lidc-small reads Hounsfield units; use an"):
+        predict.judge(taught, tmp_path / "grey.npz")
+
+
 def test_nothing_that_is_read_is_overwritten(practice, tmp_path, monkeypatch, capsys):
     table = tmp_path / "places.csv"
     practice[1][["nodule", "x", "y", "z", "unit"]].to_csv(table, index=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from nodules.errors import InputError
 
-HU, GREY = "HU", "8-bit, not HU"
+UNITS = HU, GREY = "HU", "8-bit, not HU"
 STATED = {  # how a file may state the unit, letters and digits only
     **dict.fromkeys(("hu", "hounsfield", "hounsfieldunit", "hounsfieldunits", "hounsfieldunitshu"), HU),
     **dict.fromkeys(("8bit", "uint8", "grey", "gray", "greylevels", "graylevels", "8bitnothu"), GREY),

@@ -1,7 +1,7 @@
 """Networks trained from scratch: one for nodules, a plain control, and the data set author's two.
 
-They take pixel values (N, 1, 64, 64), standardise each patch, and return two logits. The network for nodules can also
-take neighbouring slices as channels.
+They take pixel values (N, 1, 64, 64) and return two logits. The network for nodules can also take neighbouring slices
+as channels.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from nodules.networks.device import tensor
 
+DENSITIES = (-1100.0, 900.0)  # HU, beyond air and dense calcium
+MEAN, DEVIATION = -600.0, 500.0  # HU, roughly, of a patch of lung
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
@@ -28,17 +30,30 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-class Standardise(nn.Module):
-    """Mean 0 and variance 1 in every patch, its slices together, whatever the unit of the source."""
+class Scale(nn.Module):
+    """Bring pixel values to about mean 0 and variance 1.
+
+    In Hounsfield units all patches are scaled alike, since density tells calcium from soft tissue and ground glass.
+    Grey levels are often stretched slice by slice, so there each patch is standardised, its slices together.
+
+    Args:
+        unit: of the pixel values; ``HU``, else grey levels.
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def forward(self, images: Tensor) -> Tensor:
         """Any shape (N, slices, height, width)."""
+        if self.unit == "HU":
+            return (images.clamp(*DENSITIES) - MEAN) / DEVIATION
         return F.layer_norm(images, images.shape[1:])
 
 
-def blocks(channels: int, pooled: int) -> nn.Sequential:
+def blocks(channels: int, pooled: int, unit: str) -> nn.Sequential:
     """Four blocks of convolution, batch norm and ReLU, with max pooling in the first ``pooled`` of them."""
-    layers = [Standardise()]
+    layers = [Scale(unit)]
     for i, (before, after) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
         layers += [nn.MaxPool2d(2)] * (i < pooled)  # before batch norm, which then has a quarter of the work
@@ -49,9 +64,9 @@ def blocks(channels: int, pooled: int) -> nn.Sequential:
 class Plain(nn.Module):
     """Four blocks, each with max pooling; global mean and max pooling; one linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
-        self.body, self.head = blocks(1, 4), nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * WIDTHS[-1], 2))
+        self.body, self.head = blocks(1, 4, unit), nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * WIDTHS[-1], 2))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 2)."""
@@ -74,11 +89,13 @@ class NoduleNet(nn.Module):
 
     Args:
         slices: the channels of an image: 1, or 3 with the slices below and above.
+        unit: of the pixel values, as for :class:`Scale`.
     """
 
-    def __init__(self, slices: int = 1) -> None:
+    def __init__(self, slices: int, unit: str) -> None:
         super().__init__()
-        self.body, self.outline = blocks(slices, 2), nn.Conv2d(WIDTHS[-1], 1, 1)
+        self.unit = unit
+        self.body, self.outline = blocks(slices, 2, unit), nn.Conv2d(WIDTHS[-1], 1, 1)
         self.dropout, self.head = nn.Dropout(0.3), nn.Linear(3 * WIDTHS[-1] + 1, 2)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -141,7 +158,7 @@ def outline_loss(outline: Tensor, inside: Tensor) -> Tensor:
     return total / known.sum().clamp(min=1)
 
 
-def squeezenet() -> nn.Module:
+def squeezenet(unit: str) -> nn.Module:
     """SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) for one channel, batch norm on the input.
 
     The convolutional network of the data set's author (the report's 0.68).
@@ -150,7 +167,7 @@ def squeezenet() -> nn.Module:
 
     net = squeezenet1_1(num_classes=2)
     net.features[0] = nn.Conv2d(1, 64, 3, stride=2)
-    return nn.Sequential(Standardise(), nn.BatchNorm2d(1), net)
+    return nn.Sequential(Scale(unit), nn.BatchNorm2d(1), net)
 
 
 class CapsuleNet(nn.Module):
@@ -163,9 +180,9 @@ class CapsuleNet(nn.Module):
     relative lengths.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
-        self.convolution = nn.Sequential(Standardise(), nn.Conv2d(1, 64, 9, stride=2), nn.ReLU())
+        self.convolution = nn.Sequential(Scale(unit), nn.Conv2d(1, 64, 9, stride=2), nn.ReLU())
         self.primary = nn.Conv2d(64, 64, 9, stride=2)
         self.votes = nn.Parameter(0.05 * torch.randn(2, 800, 16, 8))  # class, capsule, out, in
 

@@ -79,6 +79,10 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
         if table is not None or series:
             raise InputError(f"{source}: holds patches, not scans; leave out --at, --csv and --series")
         held = patches.read(str(source.resolve()), labelled=False)
+        if taught.about["input"]["unit"] == "HU" != held.card.unit:
+            raise InputError(
+                f"{source}: has grey levels, but {taught.about['name']} reads Hounsfield units; use another model"
+            )
         part = split.stacked(split.whole(held))
         return Judged(part, taught.answers(part), {}, held.card.unit, source)
     if table is None:

@@ -67,7 +67,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
         "phantom": 0 if others is None else len(others),
         "recipe": options,
     }
-    taught = teaching.teach(part, others, **options, name=path.stem, about=about)
+    taught = teaching.teach(part, others, card.unit, **options, name=path.stem, about=about)
     taught.about["measured"] = measured(taught, part, others, options)
     taught.about["marked"] = marked(taught, part, options)
     teaching.save(taught, path)
@@ -97,11 +97,12 @@ def measured(taught: Model, part: Part, phantom: Part | None, options: dict[str,
     Returns:
         Scores per nodule, and shares with their intervals.
     """
-    fold, told = split.folds(part.y, part.units, options["folds"], options["seed"]), []
+    unit, told = taught.about["input"]["unit"], []
+    fold = split.folds(part.y, part.units, options["folds"], options["seed"])
     for k in range(options["folds"]):
         left, rest = part.take(np.flatnonzero(fold == k)), part.take(np.flatnonzero(fold != k))
         others = phantom and phantom.take(~np.isin(phantom.units, left.units))
-        inner = teaching.teach(rest, others, **options, name=f"without fold {k + 1}", about={})
+        inner = teaching.teach(rest, others, unit, **options, name=f"without fold {k + 1}", about={})
         one_more = replace(inner, members=nn.ModuleList([taught.members[k]]))
         answers = inner.answers(left).assign(fold=k, y=left.y, unit=left.units, diameter=left.diameters)
         answers["one more"] = one_more.answers(left)["p"].to_numpy()
