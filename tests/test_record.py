@@ -85,6 +85,8 @@ def test_title_and_caption_are_the_alternative_text_and_kept_as_they_are(finishe
     shown = {"table": table, "label": "x", "reference": 0.5}
     figure = finished.figure("braces", plots.intervals, "The set {0, 1} of 40.", "Labels", **shown)
     assert figure.get_label() == "Labels. The set {0, 1} of 40."
+    asked = finished.figure("asked", plots.intervals, "A set.", "Why?", **shown)
+    assert asked.get_label() == "Why? A set."
     assert json.loads((finished.folder / "braces.json").read_text())["caption"] == "The set {0, 1} of 40."
 
 

@@ -161,7 +161,8 @@ class Record:
         write_json(self.file(f"{name}.json"), about | {"arguments": plain} | self.provenance)
         self.figures.append(name)
         figure = plots.stamp(draw(**data), source)
-        figure.set_label(f"{plots.title(figure)}. {caption}")
+        title = plots.title(figure)
+        figure.set_label(f"{title}{'' if title.endswith('?') else '.'} {caption}")
         return figure
 
     def fact(self, **values: Any) -> None:
