@@ -155,7 +155,7 @@ def test_the_discussion_puts_our_rows_beside_the_cited_ones(content, tmp_path):
 def test_the_discussion_says_whether_a_network_beats_a_ruler(content, tmp_path):
     told = section(shown(content, tmp_path), "Is 0.95 good?")
     assert (
-        "On LIDC phantom (simulation), by cross-validation: in place of a ruler" in told
+        "On the LIDC phantom (simulation), by cross-validation: in place of a ruler" in told
         and "raises the AUC by 0.021" in told
         and "lowers the AUC by 0.014" in told
     )
