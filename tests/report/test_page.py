@@ -169,6 +169,20 @@ def test_the_discussion_says_whether_a_network_beats_a_ruler(content, tmp_path):
     assert "<p>Not measured in this run." in section(shown(content, tmp_path), "Is 0.95 good?")
 
 
+def test_a_title_claims_of_network_and_ruler_what_their_intervals_support(content):
+    def title():
+        return text.render_text("{{ say.titled(course.RULER) }}", cards.values(content), "title").strip()
+
+    facts, start = content["facts"][course.RULER.name], f"{course.RULER.title}: "
+    assert title() == start + "the network +0.021 AUC per patch against the ruler"
+    facts["gain_patches_low"] = -0.01
+    assert title() == start + "network and ruler +0.030 AUC per patch against the ruler"
+    facts["added_patches_low"] = -0.01
+    assert title() == start + "network and ruler are not surely better than the ruler"
+    facts.update(gain_patches=-0.02, gain_patches_high=-0.01)
+    assert title() == start + "network and ruler are not surely better than the ruler", "surely worse is no gain"
+
+
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="no notebook has been run"):
         page.build(tmp_path, tmp_path / "figures")
