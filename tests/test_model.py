@@ -12,6 +12,7 @@ from scipy.stats import t as student
 
 from nodules import model, teaching
 from nodules.data import patches, split
+from nodules.data.pixels import GREY, HU
 from nodules.data.split import Part
 from nodules.errors import InputError
 from nodules.evaluation import decisions, metrics
@@ -48,7 +49,7 @@ def nodules(count=60, slices=3, seed=0):
 def taught():
     part = nodules()
     options = {"folds": 3, "epochs": 12, "seed": 0, "name": "t"}
-    return teaching.teach(part, None, "HU", **options, about={"name": "t", "data": {"title": "discs"}})
+    return teaching.teach(part, None, HU, **options, about={"name": "t", "data": {"title": "discs"}})
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,24 @@ def test_a_model_says_the_same_after_it_was_written_and_read(taught, kept):
     assert after.equals(model.load(kept).answers(part))
     assert metrics.score(part.y, after["p"].to_numpy(), part.units)["auc"] > 0.9
     assert kept.read_bytes()[:1] != b"\x80", "no pickle"
+
+
+def test_a_model_keeps_the_unit_that_taught_it(tmp_path, kept):
+    part = nodules(12)
+    grey = replace(part, source=np.clip((part.source + 1000) // 6, 0, 255).astype(np.uint8))
+    options = {"folds": 2, "epochs": 1, "seed": 0, "name": "t"}
+    path = teaching.save(teaching.teach(grey, None, GREY, **options, about={}), tmp_path / "grey.safetensors")
+    of_grey, of_hu = model.load(path), model.load(kept)
+    assert (of_grey.about["input"]["unit"], of_hu.about["input"]["unit"]) == (GREY, HU)
+    lighter = model.part_of(part.source + 100, part.table)
+    numbers = ["p", "distance", *model.GROUPS]
+    (one, other), (light, dense) = ([of.answers(each)[numbers] for each in (part, lighter)] for of in (of_grey, of_hu))
+    assert np.allclose(one, other, atol=1e-2), "whatever the grey levels are stretched to"
+    assert not np.allclose(light, dense, atol=1e-2), "densities count"
+    about = json.loads(path.with_suffix(".json").read_text())
+    del about["input"]["unit"]
+    path.with_suffix(".json").write_text(json.dumps(about))
+    assert model.load(path).answers(part)[numbers].equals(one), "as the first models, which named none"
 
 
 def test_patches_of_one_nodule_share_one_opinion_and_labels_are_not_looked_at(taught):
@@ -189,7 +208,6 @@ DAMAGED = {
     "a billion networks": lambda folder: changed(folder, lambda about: about.update(members=10**9)),
     "another number of networks": lambda folder: changed(folder, lambda about: about.update(members=2)),
     "another unit": lambda folder: changed(folder, lambda about: about["input"].update(unit="mm")),
-    "no unit": lambda folder: changed(folder, lambda about: about["input"].pop("unit")),
     "no JSON": lambda folder: (folder / "m.json").write_text("{"),
     "other tensors": lambda folder: save_file(
         {name: tensor + 1 for name, tensor in load_file(folder / "m.safetensors").items()}, folder / "m.safetensors"

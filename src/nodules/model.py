@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nodules import paths
 from nodules.data import split, transforms
-from nodules.data.pixels import UNITS
+from nodules.data.pixels import GREY
 from nodules.data.sources import CLASSES, SIDE
 from nodules.data.split import Part
 from nodules.data.transforms import SYMMETRIES
@@ -237,14 +237,14 @@ def pictured(
         window: pixel values shown as black and white.
     """
     seen = part.take(np.array([answer["row"]])).images
-    patch = seen[0, seen.shape[1] // 2].astype(float)
+    scaled = taught.members[0].network.body[0](tensor(seen)).cpu().numpy()
     grown = np.ones((GROWN, GROWN))
     attention, evidence = (small.middle(np.kron(each[0], grown)) for each in taught.maps(seen))
     return {
         **dict(zip(("first", "second", "third"), pictures, strict=True)),
         "names": names,
         "sides_mm": sides_mm,
-        "patch": small.middle((patch - patch.mean()) / max(patch.std(), 1e-6)),
+        "patch": small.middle(scaled[0, seen.shape[1] // 2]),
         "attention": attention,
         "evidence": evidence,
         "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
@@ -267,13 +267,12 @@ def load(path: Path) -> Model:
     beside = path.with_suffix(".json")
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
+        about["input"].setdefault("unit", GREY)  # the first models standardised each patch
         if wrong := [name for name, kind in NEEDED.items() if not isinstance(about[name], kind)]:
             raise TypeError(f"{wrong[0]} is {type(about[wrong[0]]).__name__}")
         if not (2 <= about["members"] <= MOST and about["input"]["slices"] == 3):
             raise ValueError(f"{about['members']} networks for {about['input']['slices']} slices")
-        if (unit := about["input"]["unit"]) not in UNITS:
-            raise ValueError(f"pixels in {unit!r}")
-        members = nn.ModuleList(Member(NoduleNet(3, unit)) for _ in range(about["members"]))
+        members = nn.ModuleList(Member(NoduleNet(3, about["input"]["unit"])) for _ in range(about["members"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{beside}: not the description of a model ({in_brief(error)}); get both files again"

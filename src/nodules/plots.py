@@ -834,7 +834,7 @@ def opinion(
         third: another.
         names: titles of the three.
         sides_mm: width and height of each in mm; empty lists where unknown.
-        patch: what the networks see, standardised, (side, side).
+        patch: what the networks see, as they scale it, (side, side).
         attention: how much of each pixel they take to be nodule, 0 to 1, (side, side).
         evidence: what each pixel adds to the logit of malignant, (side, side).
         parts: ``name, value``: what groups of features add to it.

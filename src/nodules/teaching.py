@@ -103,7 +103,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
             "side": patches.SIDE,
             "slices": part.take([0]).images.shape[1],
             "pixel_spacing_mm": None if spacing is None else [float(spacing.min()), float(spacing.max())],
-            "unit": networks[0].unit,
+            "unit": networks[0].body[0].unit,
         },
         "members": len(members),
         "temperature": temperature,

@@ -120,8 +120,10 @@ def test_a_model_for_hounsfield_units_refuses_grey_levels(tmp_path):
     np.savez(tmp_path / "grey.npz", images=grey, unit="8-bit")
     assert len(predict.judge(taught, tmp_path / "grey.npz").answers) == 20
     taught.about["input"]["unit"] = "HU"
-    with pytest.raises(InputError, match=r"grey\.npz: has grey levels, but lidc-small reads Hounsfield units; use an"):
+    with pytest.raises(InputError, match=r"grey\.npz: has grey levels, but lidc-small reads Hounsfield units; use a m"):
         predict.judge(taught, tmp_path / "grey.npz")
+    np.savez(tmp_path / "hu.npz", images=6 * grey.astype(np.int16) - 1000, unit="HU")
+    assert len(predict.judge(taught, tmp_path / "hu.npz").answers) == 20
 
 
 def test_nothing_that_is_read_is_overwritten(practice, tmp_path, monkeypatch, capsys):

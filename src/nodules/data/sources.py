@@ -38,10 +38,10 @@ SOURCES = {
             "0.922; 1243 nodules of 579 patients, five folds, the patients of a fold left out of the phantom). One "
             "taught by real slices ranks the phantom's nodules with 0.906 (0.890 to 0.921), but has seen many of them "
             "as they really look. Both saw each patch standardised.",
-            "A nodule's density follows its ratings more closely here than in patients, so a network gains more by "
-            "reading Hounsfield units. Taught by the phantom alone, one that reads them ranks 472 real LIDC-IDRI "
-            "patches, the patients left out, with an AUC of 0.927 (0.900 to 0.950), and one that sees each patch "
-            "standardised with 0.937 (0.910 to 0.958); the difference, -0.009, may be nothing (-0.025 to 0.007).",
+            "A nodule's density is drawn from its ratings, so a network that reads Hounsfield units may gain more here "
+            "than in patients. Taught by the phantom alone, it ranks 472 real LIDC-IDRI patches, the patients left "
+            "out, with an AUC of 0.927 (0.900 to 0.950), and one that sees each patch standardised with 0.937 (0.910 "
+            "to 0.958); the difference, -0.009, may be nothing (-0.025 to 0.007; one training each).",
             "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's location in "
             "the lung. Here a nodule's surroundings say nothing about it; in patients they do.",
             OPINIONS,

@@ -78,7 +78,7 @@ def erasure(network: nn.Module, images: np.ndarray, maps: np.ndarray) -> dict[st
 
     Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv 1806.07421): a map is true to the network if erasing a
     few of its highest pixels takes the probability away, and showing a few brings it back. An erased pixel takes the
-    mean of its image, on all slices.
+    mean of its image, on all slices. That is a density, too, so only curves of the same network are compared.
 
     Args:
         network: whose decision the maps explain.

@@ -72,7 +72,7 @@ class Recipe:
         return at
 
 
-# The best of those tried on real patches
+# The best of those tried on real patches, in grey levels
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
 SCRATCH = Recipe(lr=3e-3, batch=64, warmup=0.25, smoothing=0.1)
 NODULE = replace(SCRATCH, outline=4.0)

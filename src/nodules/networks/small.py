@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nodules.data.pixels import HU, UNITS
 from nodules.networks.device import tensor
 
-DENSITIES = (-1100.0, 900.0)  # HU, beyond air and dense calcium
-MEAN, DEVIATION = -600.0, 500.0  # HU, roughly, of a patch of lung
+DENSITIES = (-1100.0, 900.0)  # HU, from air to dense bone; values beyond are cut off
+MEAN, DEVIATION = -600.0, 500.0  # HU; patches of the lung have a mean near it, and deviate less
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
@@ -31,22 +32,24 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class Scale(nn.Module):
-    """Bring pixel values to about mean 0 and variance 1.
+    """Bring pixel values to a mean of about 0 and a variance of at most about 1.
 
     In Hounsfield units all patches are scaled alike, since density tells calcium from soft tissue and ground glass.
     Grey levels are often stretched slice by slice, so there each patch is standardised, its slices together.
 
     Args:
-        unit: of the pixel values; ``HU``, else grey levels.
+        unit: of the pixel values, one of :data:`nodules.data.pixels.UNITS`.
     """
 
     def __init__(self, unit: str) -> None:
         super().__init__()
+        if unit not in UNITS:
+            raise ValueError(f"pixels in {unit!r}")
         self.unit = unit
 
     def forward(self, images: Tensor) -> Tensor:
         """Any shape (N, slices, height, width)."""
-        if self.unit == "HU":
+        if self.unit == HU:
             return (images.clamp(*DENSITIES) - MEAN) / DEVIATION
         return F.layer_norm(images, images.shape[1:])
 
@@ -94,7 +97,6 @@ class NoduleNet(nn.Module):
 
     def __init__(self, slices: int, unit: str) -> None:
         super().__init__()
-        self.unit = unit
         self.body, self.outline = blocks(slices, 2, unit), nn.Conv2d(WIDTHS[-1], 1, 1)
         self.dropout, self.head = nn.Dropout(0.3), nn.Linear(3 * WIDTHS[-1] + 1, 2)
 

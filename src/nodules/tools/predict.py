@@ -11,6 +11,7 @@ import pandas as pd
 from nodules import model, paths
 from nodules.data import patches, split, transforms
 from nodules.data.files import OPENERS, spreadsheet
+from nodules.data.pixels import GREY, HU
 from nodules.data.split import Part
 from nodules.errors import InputError
 from nodules.model import ANSWER, GROUPS, Model
@@ -79,9 +80,10 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
         if table is not None or series:
             raise InputError(f"{source}: holds patches, not scans; leave out --at, --csv and --series")
         held = patches.read(str(source.resolve()), labelled=False)
-        if taught.about["input"]["unit"] == "HU" != held.card.unit:
+        if (taught.about["input"]["unit"], held.card.unit) == (HU, GREY):
             raise InputError(
-                f"{source}: has grey levels, but {taught.about['name']} reads Hounsfield units; use another model"
+                f"{source}: has grey levels, but {taught.about['name']} reads Hounsfield units; use a model taught on "
+                "grey levels, such as lidc-small"
             )
         part = split.stacked(split.whole(held))
         return Judged(part, taught.answers(part), {}, held.card.unit, source)
