@@ -1,7 +1,7 @@
-"""The phantom against real patches in HU, where they are: values, spectrum, and what a network tells apart.
+"""The phantom against real patches in HU, where they are: values, spectrum, what networks tell apart, and transfer.
 
-Both sides show nodules of the same patients and ratings, in the middle: the phantom's are off-centre on purpose, so its
-patches are cut around them. Nothing is fitted here but the network that tells them apart.
+Where they are compared, both sides show nodules of the same patients and ratings, in the middle: the phantom's are
+off-centre on purpose, so its patches are cut around them.
 """
 
 from functools import partial
@@ -13,8 +13,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from torch.nn import functional as F
 
-from nodules.data import phantom
-from nodules.networks import small
+from nodules.data import patches, phantom, pixels, split
+from nodules.evaluation import metrics
+from nodules.networks import finetune, small
+from nodules.networks.network import predict
 
 WINDOW = (-1000, 400)  # HU
 SIDE, MARGIN = 52, 6  # pixels of what is compared, and around it in a patch
@@ -91,3 +93,21 @@ def fitted(values, target, epochs=20):
             optimiser.step()
             schedule.step()
     return net.eval()
+
+
+@pytest.mark.slow
+def test_what_the_phantom_alone_teaches_holds_for_real_patches(real):
+    """The phantom's data card has these numbers: real patients are left out, and units are compared in pairs."""
+    with np.load(real("lidc_hu_dev.npz")) as file:
+        images, y, patients = file["ct_slices"], file["malignant"].astype(int), file["patient"]
+    part = split.stacked(split.whole(patches.read("phantom", 6691)))
+    simulated = part.take(np.flatnonzero(~np.isin(part.units, patients)))
+    parts = split.Parts(simulated, simulated.take(np.arange(64)), simulated.take(np.arange(0)))
+    p = {}
+    for unit in pixels.UNITS:
+        network = small.seeded(partial(small.NoduleNet, 3, unit), 0)
+        trained = finetune.train(network, parts, finetune.NODULE, epochs=20, name=unit, checks=1)
+        p[unit] = predict(trained.model, np.repeat(images[:, None], 3, axis=1)).mean(1)
+        assert metrics.score(y, p[unit], patients)["auc_low"] > 0.85
+    gain = metrics.paired(y, p[pixels.HU], p[pixels.GREY], patients)
+    assert gain["low"] < 0, "the card says that densities may gain nothing here"
