@@ -19,18 +19,11 @@ from nodules.model import Model
 from nodules.report import text
 
 SHOWN = 400  # patches that are made unlike, in each fold
-
-
-def _mean(images: np.ndarray, of: Callable[..., np.ndarray] = np.mean) -> np.ndarray:
-    """Of each patch (N, C, 64, 64), (N, 1, 1, 1)."""
-    return of(images, axis=(1, 2, 3), keepdims=True)
-
-
 # What a nodule's patch (N, C, 64, 64) is turned into, to see whether it is called unlike
 UNLIKE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "nothing, single slices": lambda images: images,
-    "noise alone": lambda images: np.random.default_rng(0).normal(_mean(images), _mean(images, np.std), images.shape),
-    "inverted grey levels": lambda images: 2 * _mean(images) - images,
+    "noise alone": lambda images: np.random.default_rng(0).normal(images.mean(), images.std(), images.shape),
+    "inverted grey levels": lambda images: 2 * images.mean() - images,
     "blurred by 4 pixels": lambda images: gaussian_filter(images, (0, 0, 4, 4)),
     "the nodule 12 pixels off the middle": lambda images: np.roll(images, 12, axis=-1),
     "the nodule at the patch's edge": lambda images: np.roll(images, patches.SIDE // 2, axis=-1),
