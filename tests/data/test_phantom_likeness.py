@@ -79,7 +79,7 @@ def test_a_small_network_has_trouble_telling_them_apart(pairs):
 
 def fitted(values, target, epochs=20):
     """The plain network, for values that are scaled already, in evaluation mode."""
-    net = small.seeded(partial(small.Plain, "HU"), 0)
+    net = small.seeded(partial(small.Plain, pixels.GREY), 0)
     net.body = net.body[1:]
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
     steps = epochs * (len(values) // 64)

@@ -31,7 +31,7 @@ PARTS = split.divide(PATCHES, SIDES)
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(small.Scale("HU"), nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+    return nn.Sequential(small.Scale("HU"), nn.Conv2d(2, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
                          nn.Linear(4 * 15 * 15, 2))  # fmt: skip
 
 
@@ -41,13 +41,13 @@ def run(network, recipe=None, steps=6, seed=0):
 
 
 def test_it_learns_what_can_be_seen_and_the_same_seed_gives_the_same_network():
-    first, again, other = (run(tiny(), steps=15, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (run(tiny(), steps=30, seed=seed) for seed in (0, 0, 1))
     p = predict(first.model, IMAGES)
     assert p.shape == (N, 8) and ((p.mean(1) > 0.5) == Y)[SIDES == "test"].all()
     assert (p == predict(again.model, IMAGES)).all() and (p != predict(other.model, IMAGES)).any()
-    assert first.stopped == "" and len(first.history) == 3 and len(first.steps) == 15
-    assert math.isclose(first.history["epoch"].iloc[-1], 15 * 32 / 64)
-    assert np.allclose(first.steps["epoch"], np.arange(15) * 32 / 64)
+    assert first.stopped == "" and len(first.history) == 3 and len(first.steps) == 30
+    assert math.isclose(first.history["epoch"].iloc[-1], 30 * 32 / 64)
+    assert np.allclose(first.steps["epoch"], np.arange(30) * 32 / 64)
 
 
 def test_the_network_is_trained_in_place_and_put_into_evaluation_mode():
@@ -68,6 +68,22 @@ def test_outlines_are_turned_with_their_images():
         assert torch.equal(images > 0, outlines == 1)
         seen |= {image.cpu().numpy().tobytes() for image in outlines}
     assert len(seen) == 8
+
+
+def test_a_share_of_the_patches_is_shown_without_neighbours():
+    """For these the slice itself stands for the others; what is validated on always has its neighbours."""
+    part = replace(PATCHES, source=np.arange(N * 64 * 64, dtype=np.float32).reshape(N, 64, 64))
+    part = replace(part, around=np.stack([np.roll(np.arange(N), 1), np.arange(N), np.roll(np.arange(N), -1)], 1))
+    options = part, 32, 8
+    for alone, (low, high) in {0.0: (0, 0), 0.25: (0.15, 0.35), 1.0: (1, 1)}.items():
+        seen = torch.cat([images for images, *_ in finetune.ImageLoader(*options, seed=0, alone=alone)])
+        bare = (seen == seen[:, [1]]).all((1, 2, 3))
+        assert low <= bare.float().mean().item() <= high
+        rows = seen.amin((2, 3)).cpu().numpy() // 4096
+        expected = np.where(bare.cpu()[:, None], 0, [-1, 0, 1])
+        assert np.array_equal((rows - rows[:, [1]] + N / 2) % N - N / 2, expected), "the others have their neighbours"
+    checked = torch.cat([images for images, _ in finetune.ImageLoader(*options, alone=1.0)])
+    assert not (checked == checked[:, [1]]).all((1, 2, 3)).any()
 
 
 def test_training_touches_no_global_randomness():

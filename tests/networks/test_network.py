@@ -21,7 +21,7 @@ def network(spec=SMALL):
 
 
 def tiny():
-    return nn.Sequential(small.Scale("HU"), nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 15 * 15, 2))
+    return nn.Sequential(small.Scale("HU"), nn.Conv2d(2, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 15 * 15, 2))
 
 
 @pytest.mark.parametrize("pool", bank.POOLS)

@@ -45,9 +45,24 @@ def test_densities_matter_in_hounsfield_units(make):
         assert torch.allclose(network(images), network(denser), atol=1e-3) != told
 
 
-def test_hounsfield_units_are_scaled_alike_and_cut_off_at_air_and_bone():
-    values = torch.tensor([-3024.0, -1100.0, -600.0, -100.0, 900.0, 5000.0])
-    assert small.Scale(HU)(values).tolist() == [-1, -1, 0, 1, 3, 3], "neither padding nor metal weighs more"
+def test_hounsfield_units_are_seen_in_a_window_for_the_lung_and_one_for_soft_tissue():
+    values = torch.tensor([-3024.0, -1000.0, -300.0, -200.0, 200.0, 400.0, 600.0, 5000.0])
+    lung, soft = small.Scale(HU)(values.expand(2, 1, 1, 8)).unbind(1)
+    shares = [0, 0, 1 / 2, 4 / 7, 6 / 7, 1, 1, 1], [0, 0, 0, 0, 1 / 2, 3 / 4, 1, 1]
+    for seen, expected in zip((lung, soft), shares, strict=True):
+        scaled = 3 * torch.tensor(expected) - 0.9
+        assert torch.allclose(seen, scaled.expand(2, 1, 8), atol=1e-5), "neither padding nor metal weighs more"
+
+
+def test_the_slices_of_a_window_stay_together():
+    slices = torch.tensor([-500.0, 0.0, 300.0])[None, :, None, None].expand(2, 3, 4, 4)
+    seen = small.Scale(HU)(slices)
+    assert seen.shape == (2, 6, 4, 4) and small.Scale(HU).views == 2
+    for i in range(3):
+        assert torch.equal(seen[:, [i, 3 + i]], small.Scale(HU)(slices[:, [i]]))
+
+
+def test_other_units_are_refused():
     with pytest.raises(ValueError, match="pixels in 'hu'"):
         small.Scale("hu")
 

@@ -40,8 +40,8 @@ SOURCES = {
             "as they really look. Both saw each patch standardised.",
             "A nodule's density is drawn from its ratings, so a network that reads Hounsfield units may gain more here "
             "than in patients. Taught by the phantom alone, it ranks 472 real LIDC-IDRI patches, the patients left "
-            "out, with an AUC of 0.927 (0.900 to 0.950), and one that sees each patch standardised with 0.937 (0.910 "
-            "to 0.958); the difference, -0.009, may be nothing (-0.025 to 0.007; one training each).",
+            "out, with an AUC of 0.935 (0.911 to 0.955), and one that sees each patch standardised with 0.942 (0.918 "
+            "to 0.961); the difference, -0.007, may be nothing (-0.022 to 0.008; one training each).",
             "Missing: vertebrae, scars, inflammation, retracted pleura, branching airways, the nodule's location in "
             "the lung. Here a nodule's surroundings say nothing about it; in patients they do.",
             OPINIONS,

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nodules.data.pixels import HU, UNITS
+from nodules.data.transforms import LUNG_WINDOW, window
 from nodules.networks.device import tensor
 
-DENSITIES = (-1100.0, 900.0)  # HU, from air to dense bone; values beyond are cut off
-MEAN, DEVIATION = -600.0, 500.0  # HU; patches of the lung have a mean near it, and deviate less
+SOFT_WINDOW = (-200.0, 600.0)  # HU, fat to calcium; in the lung window, what lies beyond 400 HU is all white
+MEAN, DEVIATION = 0.3, 1 / 3  # of values in a window, about
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
@@ -32,9 +33,10 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class Scale(nn.Module):
-    """Bring pixel values to a mean of about 0 and a variance of at most about 1.
+    """Bring pixel values to a mean of about 0 and a variance of about 1.
 
-    In Hounsfield units all patches are scaled alike, since density tells calcium from soft tissue and ground glass.
+    Hounsfield units are seen in two windows, as a radiologist sees them: one for the lung, which shows ground glass and
+    the edge, and one for soft tissue, which tells calcium from it. All patches are scaled alike, since density counts.
     Grey levels are often stretched slice by slice, so there each patch is standardised, its slices together.
 
     Args:
@@ -45,19 +47,21 @@ class Scale(nn.Module):
         super().__init__()
         if unit not in UNITS:
             raise ValueError(f"pixels in {unit!r}")
-        self.unit = unit
+        self.unit, self.views = unit, 2 if unit == HU else 1  # of each slice
 
     def forward(self, images: Tensor) -> Tensor:
-        """Any shape (N, slices, height, width)."""
+        """(N, views x slices, height, width) from (N, slices, height, width), all slices of a window together."""
         if self.unit == HU:
-            return (images.clamp(*DENSITIES) - MEAN) / DEVIATION
+            seen = torch.cat([window(images, *LUNG_WINDOW), window(images, *SOFT_WINDOW)], 1)
+            return (seen - MEAN) / DEVIATION
         return F.layer_norm(images, images.shape[1:])
 
 
 def blocks(channels: int, pooled: int, unit: str) -> nn.Sequential:
     """Four blocks of convolution, batch norm and ReLU, with max pooling in the first ``pooled`` of them."""
-    layers = [Scale(unit)]
-    for i, (before, after) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
+    scale = Scale(unit)
+    layers = [scale]
+    for i, (before, after) in enumerate(zip((scale.views * channels, *WIDTHS), WIDTHS, strict=False)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
         layers += [nn.MaxPool2d(2)] * (i < pooled)  # before batch norm, which then has a quarter of the work
         layers += [nn.BatchNorm2d(after), nn.ReLU()]
@@ -91,7 +95,7 @@ class NoduleNet(nn.Module):
     network must know for it helps with malignancy (multi-task learning, Caruana 1997).
 
     Args:
-        slices: the channels of an image: 1, or 3 with the slices below and above.
+        slices: of an image: 1, or 3 with those below and above.
         unit: of the pixel values, as for :class:`Scale`.
     """
 
@@ -161,15 +165,15 @@ def outline_loss(outline: Tensor, inside: Tensor) -> Tensor:
 
 
 def squeezenet(unit: str) -> nn.Module:
-    """SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) for one channel, batch norm on the input.
+    """SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) for one slice, batch norm on the input.
 
     The convolutional network of the data set's author (the report's 0.68).
     """
     from torchvision.models import squeezenet1_1  # takes seconds, which the other networks do not need
 
-    net = squeezenet1_1(num_classes=2)
-    net.features[0] = nn.Conv2d(1, 64, 3, stride=2)
-    return nn.Sequential(Scale(unit), nn.BatchNorm2d(1), net)
+    scale, net = Scale(unit), squeezenet1_1(num_classes=2)
+    net.features[0] = nn.Conv2d(scale.views, 64, 3, stride=2)
+    return nn.Sequential(scale, nn.BatchNorm2d(scale.views), net)
 
 
 class CapsuleNet(nn.Module):
@@ -184,7 +188,8 @@ class CapsuleNet(nn.Module):
 
     def __init__(self, unit: str) -> None:
         super().__init__()
-        self.convolution = nn.Sequential(Scale(unit), nn.Conv2d(1, 64, 9, stride=2), nn.ReLU())
+        scale = Scale(unit)
+        self.convolution = nn.Sequential(scale, nn.Conv2d(scale.views, 64, 9, stride=2), nn.ReLU())
         self.primary = nn.Conv2d(64, 64, 9, stride=2)
         self.votes = nn.Parameter(0.05 * torch.randn(2, 800, 16, 8))  # class, capsule, out, in
 
