@@ -244,7 +244,7 @@ def pictured(
         **dict(zip(("first", "second", "third"), pictures, strict=True)),
         "names": names,
         "sides_mm": sides_mm,
-        "patch": small.middle(scaled[0, seen.shape[1] // 2]),
+        "patch": small.middle(scaled[0, seen.shape[1] // 2]),  # Hounsfield units in the lung window
         "attention": attention,
         "evidence": evidence,
         "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),

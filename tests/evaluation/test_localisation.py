@@ -60,11 +60,15 @@ def test_the_lead_of_one_map_over_another_is_paired_by_patient():
     right, wrong = np.zeros((2, 40, 2, 2))
     right[:, 0, 0] = wrong[:, 1, 1] = 1
     units, half = np.arange(40) // 4, np.where(np.arange(40)[:, None, None] % 2, right, wrong)
-    lead = localisation.lead(half, wrong, masks, units, 0)
-    assert lead == {"value": 0.5, "low": 0.5, "high": 0.5}, "the same in each patient, so it is sure"
-    assert localisation.lead(wrong, half, masks, units, 0)["value"] == -0.5
-    unsure = localisation.lead(half, wrong, masks, np.arange(40), 0)
-    assert unsure["low"] < 0.4 < 0.6 < unsure["high"]
+    by_patch = localisation.lead(half, wrong, masks, np.arange(40), 0)
+    assert by_patch["value"] == 0.5 and by_patch["low"] < 0.4 < 0.6 < by_patch["high"]
+    assert localisation.lead(wrong, half, masks, np.arange(40), 0)["value"] == -0.5
+    mostly = np.where(np.arange(40)[:, None, None] < 4, wrong, half)
+    by_patient, by_patch = (localisation.lead(mostly, wrong, masks, by, 0) for by in (units, np.arange(40)))
+    assert by_patient["value"] == by_patch["value"] == 18 / 40
+    assert by_patient["high"] == 0.5 < by_patch["high"], "half of each patient's patches but one's"
+    alike = localisation.lead(half, wrong, masks, units, 0)
+    assert (alike["low"], alike["p_value"]) == (0, 1), "the same in each patient: nothing to resample"
 
 
 def test_likeness_is_the_rank_correlation_of_each_map():

@@ -55,10 +55,11 @@ def lead(maps: np.ndarray, others: np.ndarray, masks: np.ndarray, units: np.ndar
     """How much more often the highest point of ``maps`` lies inside than that of ``others``, paired.
 
     Returns:
-        ``value, low, high`` (95%).
+        As from :func:`nodules.evaluation.metrics.difference`.
     """
-    gained = (pointing(maps, masks)["hit"] - pointing(others, masks)["hit"]).to_numpy()[:, None]
-    return metrics.shares(gained, np.ones_like(gained), units, seed).iloc[0].to_dict()
+    gained = (pointing(maps, masks)["hit"] - pointing(others, masks)["hit"]).to_numpy()
+    weights = metrics.bootstrap_weights(units, seed)
+    return metrics.difference(weights @ gained / weights.sum(1))
 
 
 def likeness(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
