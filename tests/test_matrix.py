@@ -201,6 +201,9 @@ def test_all_notebooks_run_and_say_what_they_leave_out(tmp_path, name, quick_int
     assert said - CHANCE == expected | ALWAYS
     assert all(part["what"] in report and part["why"] in report for part in content["left_out"])
     assert {row["notebook"] for row in content["rows"]} >= {"01_data", "02_architectures", "04_training"}
+    asked = {row["name"].rpartition(" folds, ")[0].rpartition(", ")[0] for row in content["rows"]}
+    assert ("nodule network, one slice" in asked) == (STEP not in said), "where neighbours are known"
+    assert ("nodule network, each patch standardised" in asked) == (content["card"]["unit"] == "HU")
 
 
 CHOSEN = {"chosen", "lr", "stage", "threshold", "temperature"}  # facts
