@@ -16,7 +16,7 @@ from nodules.data.transforms import LUNG_WINDOW, window
 from nodules.networks.device import tensor
 
 SOFT_WINDOW = (-200.0, 600.0)  # HU, fat to calcium; in the lung window, what lies beyond 400 HU is all white
-MEAN, DEVIATION = 0.3, 1 / 3  # of values in a window, about
+MEAN, DEVIATION = 0.3, 1 / 3  # about those of patches in the lung window, 0 black and 1 white
 WIDTHS = (32, 64, 128, 128)
 ROUTINGS = 3
 MARGIN = 8  # pixels
@@ -33,7 +33,7 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class Scale(nn.Module):
-    """Bring pixel values to a mean of about 0 and a variance of about 1.
+    """Bring pixel values to a size of about 1, around 0.
 
     Hounsfield units are seen in two windows, as a radiologist sees them: one for the lung, which shows ground glass and
     the edge, and one for soft tissue, which tells calcium from it. All patches are scaled alike, since density counts.
