@@ -305,7 +305,7 @@ def test_maps_are_those_of_the_cpu(few, tell, tmp_path):
     slices = split.stacked(few).images[:8]
 
     def shown(linear, network, nodules):
-        stages = [maps.grad_cam(network, images, stage) for stage in range(len(network.taps))]
+        stages = maps.grad_cams(network, images, range(len(network.taps)))
         return [maps.cam(linear, images), *stages, *small.attention(nodules, slices)]
 
     found = shown(linear, on_gpu(network), nodules)

@@ -4,10 +4,12 @@ Every map shows the evidence for *malignant*: what raises its logit above that o
 """
 
 import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from fastai.torch_core import no_random
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -107,23 +109,34 @@ def cam(network: Averaged, images: np.ndarray) -> np.ndarray:
     return torch.cat(out).cpu().numpy()
 
 
-def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by Captum, for any kind of head.
+def grad_cams(network: nn.Module, images: np.ndarray, stages: Sequence[int]) -> list[np.ndarray]:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) of several stages in one pass, for any kind of head.
 
     Args:
         network: with ``taps``, one per stage, like :class:`nodules.networks.network.Network`.
         images: (N, 64, 64), pixel values.
-        stage: index of the stage whose maps are weighted.
+        stages: indices of those whose maps are weighted.
 
     Returns:
-        (N, side, side), non-negative, the side of that stage's map.
+        Of each stage (N, side, side), non-negative, the side of that stage's map.
     """
-    method = LayerGradCam(lambda batch: network(batch).diff(dim=1)[:, 0], network.eval().taps[stage])
-    out = []
-    for start in range(0, len(images), MAP_BATCH):
-        batch = tensor(images[start : start + MAP_BATCH])
-        out.append(method.attribute(batch, relu_attributions=True)[:, 0].detach().float().cpu())
-    return torch.cat(out).numpy()
+    taps, kept, out = network.eval().taps, {}, []
+    with ExitStack() as hooks:
+        for stage in stages:
+            keep = partial(lambda stage, _tap, _given, features: kept.update({stage: features}), stage)
+            hooks.enter_context(taps[stage].register_forward_hook(keep))
+        for start in range(0, len(images), MAP_BATCH):
+            score = network(tensor(images[start : start + MAP_BATCH])).diff(dim=1).sum()
+            features = [kept[stage] for stage in stages]
+            weights = [gradient.mean((2, 3), keepdim=True) for gradient in torch.autograd.grad(score, features)]
+            evidence = [(f * w).sum(1).relu() for f, w in zip(features, weights, strict=True)]
+            out.append([of_stage.detach().float().cpu() for of_stage in evidence])
+    return [torch.cat(batches).numpy() for batches in zip(*out, strict=True)]
+
+
+def grad_cam(network: nn.Module, images: np.ndarray, stage: int) -> np.ndarray:
+    """Grad-CAM of one stage, as from :func:`grad_cams`."""
+    return grad_cams(network, images, [stage])[0]
 
 
 def overlay(maps: np.ndarray, side: int, mode: str = "bilinear") -> np.ndarray:
