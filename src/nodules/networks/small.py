@@ -64,7 +64,7 @@ def blocks(channels: int, pooled: int, unit: str) -> nn.Sequential:
     for i, (before, after) in enumerate(zip((scale.views * channels, *WIDTHS), WIDTHS, strict=False)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
         layers += [nn.MaxPool2d(2)] * (i < pooled)  # before batch norm, which then has a quarter of the work
-        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
