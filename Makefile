@@ -21,7 +21,7 @@ EXERCISES := $(patsubst notebooks/%,$(RUN)/%,$(sort $(wildcard notebooks/exercis
 ALONE     := "$(PYTHON)" src/nodules/tools/alone.py runs/.$(notdir $(RUN)).lock
 # A change in these draws all figures again from the data kept with them, but runs no notebook
 DRAWING   := src/nodules/plots.py $(wildcard src/nodules/report/*.py)
-DRAWING   += $(wildcard src/nodules/report/templates/*.* src/nodules/report/templates/real/*.*)
+DRAWING   += $(wildcard src/nodules/report/templates/*.* src/nodules/report/templates/*/*.*)
 # Empty unless set below, whatever the shell's environment holds
 README      :=
 FILES       :=

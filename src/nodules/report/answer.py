@@ -14,12 +14,12 @@ from nodules.report import text
 
 REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
 HEADLINE = paths.ROOT / "figures" / "headline"  # of make sweep
-DIVISIONS = "divisions of the real patients into folds (by an earlier version of the network)"
+DIVISIONS = "divisions of the real patients into folds"
 SWEPT = {  # the results of sweeps
     DIVISIONS: REAL / "splits.json",
     "runs on a phantom, simulated patches (`figures/headline/report.html`)": HEADLINE / "results.json",
 }
-FLOAT32 = text.TEMPLATES / "float32.json"  # what the default run found where torch was told to do without bfloat16
+ELSEWHERE = text.TEMPLATES / "elsewhere"  # what the default run found on other machines
 FINDINGS = {  # differences that notebooks keep as facts
     "gain_nodules": "nodule network minus ruler, AUC per nodule",
     "gain_patches": "nodule network minus ruler, AUC per patch",
@@ -62,23 +62,29 @@ def swept() -> list[dict[str, Any]]:
 
 
 def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
-    """What the default run finds here and without bfloat16: ``finding, here, there, agree``; empty for another run.
+    """What the default run finds, here and on other machines; empty for another run.
 
-    Differences agree if both are surely above 0, both surely below, or both neither.
+    Differences agree if all are surely above 0, all surely below, or none is either.
+
+    Returns:
+        ``finding, this run``, a column for each other machine, and ``agree``, true or false.
     """
-    kept = json.loads(FLOAT32.read_text(encoding="utf-8"))
-    if kept["profile"] != content["runs"][0]["profile"]:
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ELSEWHERE.glob("*.json"))]
+    if {run["profile"] for run in kept} != {content["runs"][0]["profile"]}:
         return pd.DataFrame()
-    here, there = facts(content), facts(kept)
-    both = here.keys() & there.keys()
-    shared = [fact for fact in FINDINGS if {fact, f"{fact}_low"} <= both]
-    signs = [[text.excludes(run, fact) * np.sign(run[fact]) for run in (here, there)] for fact in shared]
-    rows = [(CHOICE[fact], here[fact], there[fact], here[fact] == there[fact]) for fact in CHOICE if fact in both]
-    rows += [
-        (FINDINGS[fact], *(text.interval(run, fact, "+.3f") for run in (here, there)), ours == theirs)
-        for fact, (ours, theirs) in zip(shared, signs, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["finding", "here", "there", "agree"])
+    found = {"this run": facts(content)} | {run["where"]: facts(run) for run in kept}
+    rows = []
+    for fact, title in (CHOICE | FINDINGS).items():
+        needed = {fact} if fact in CHOICE else {fact, f"{fact}_low"}
+        if not all(needed <= run.keys() for run in found.values()):
+            continue
+        if fact in CHOICE:
+            told = verdicts = [run[fact] for run in found.values()]
+        else:
+            told = [text.interval(run, fact, "+.3f") for run in found.values()]
+            verdicts = [text.excludes(run, fact) * np.sign(run[fact]) for run in found.values()]
+        rows.append({"finding": title, **dict(zip(found, told, strict=True)), "agree": len(set(verdicts)) == 1})
+    return pd.DataFrame(rows)
 
 
 def ingredients() -> pd.DataFrame:
