@@ -6,7 +6,6 @@ Every map shows the evidence for *malignant*: what raises its logit above that o
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import numpy as np
 import torch
@@ -123,8 +122,8 @@ def grad_cams(network: nn.Module, images: np.ndarray, stages: Sequence[int]) -> 
     taps, kept, out = network.eval().taps, {}, []
     with ExitStack() as hooks:
         for stage in stages:
-            keep = partial(lambda stage, _tap, _given, features: kept.update({stage: features}), stage)
-            hooks.enter_context(taps[stage].register_forward_hook(keep))
+            hook = taps[stage].register_forward_hook(lambda *call, stage=stage: kept.update({stage: call[-1]}))
+            hooks.enter_context(hook)
         for start in range(0, len(images), MAP_BATCH):
             score = network(tensor(images[start : start + MAP_BATCH])).diff(dim=1).sum()
             features = [kept[stage] for stage in stages]
