@@ -253,7 +253,8 @@ def _step_printer(notebook: Path) -> Callable[..., None]:
         nonlocal done
         done += 1
         elapsed = time.monotonic() - started
-        print(f"{title} {done:>3}/{total} {elapsed:7.1f} s  {headings.get(cell.id, 'parameters')}", flush=True)
+        line = f"{title} {done:>3}/{total} {elapsed:7.1f} s  {headings.get(cell.id, 'parameters')}\n"
+        print(line, end="", flush=True)  # in one write, also unbuffered: other notebooks write to the same pipe
 
     return hook
 
