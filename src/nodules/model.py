@@ -20,8 +20,7 @@ from scipy.special import expit, logit, stdtrit
 from torch import Tensor, nn
 
 from nodules import paths
-from nodules.data import split, transforms
-from nodules.data.pixels import GREY
+from nodules.data import transforms
 from nodules.data.sources import CLASSES, SIDE
 from nodules.data.split import Part
 from nodules.data.transforms import SYMMETRIES
@@ -78,7 +77,7 @@ class Member(nn.Module):
         """Logit (N,) of malignant against benign, features (N, 385), statistics (N, 704), attention (N, 12, 12).
 
         Args:
-            images: (N, C, 64, 64).
+            images: (N, 1, 64, 64).
             first: how many of them statistics are wanted of; all by default.
         """
         maps, statistics = small.middle(images), []
@@ -105,7 +104,7 @@ class Member(nn.Module):
 
     @torch.inference_mode()
     def look(self, images: np.ndarray) -> pd.DataFrame:
-        """What this network finds in patches (N, C, 64, 64).
+        """What this network finds in patches (N, 64, 64).
 
         Returns:
             Probabilities ``view 0`` .. ``view 7`` in the symmetries of the square; and of the patch as it is
@@ -151,7 +150,7 @@ class Model:
         """One opinion a nodule, from all its slices; patches of one nodule share it.
 
         Args:
-            part: N patches, with slices around; labels are not looked at.
+            part: N patches; labels are not looked at.
 
         Returns:
             N rows: ``id, patient, nodule``; ``p``, the probability of malignancy after temperature; ``p_low, p_high``,
@@ -210,10 +209,10 @@ class Model:
 
 
 def part_of(images: np.ndarray, table: pd.DataFrame) -> Part:
-    """Patches (N, 64, 64) without labels, in the order of their table, as a part with slices around."""
+    """Patches (N, 64, 64) without labels, in the order of their table, as a part."""
     rows = np.arange(len(table))
     units = table["patient" if "patient" in table else "id"].to_numpy()
-    return split.stacked(Part(images, np.full(len(table), -1), rows, table.set_axis(rows), units))
+    return Part(images, np.full(len(table), -1), rows, table.set_axis(rows), units)
 
 
 def pictured(
@@ -244,7 +243,7 @@ def pictured(
         **dict(zip(("first", "second", "third"), pictures, strict=True)),
         "names": names,
         "sides_mm": sides_mm,
-        "patch": small.middle(scaled[0, seen.shape[1] // 2]),  # Hounsfield units in the lung window
+        "patch": small.middle(scaled[0, 0]),  # Hounsfield units in the lung window
         "attention": attention,
         "evidence": evidence,
         "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
@@ -267,12 +266,11 @@ def load(path: Path) -> Model:
     beside = path.with_suffix(".json")
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
-        about["input"].setdefault("unit", GREY)  # the first models standardised each patch
         if wrong := [name for name, kind in NEEDED.items() if not isinstance(about[name], kind)]:
             raise TypeError(f"{wrong[0]} is {type(about[wrong[0]]).__name__}")
-        if not (2 <= about["members"] <= MOST and about["input"]["slices"] == 3):
-            raise ValueError(f"{about['members']} networks for {about['input']['slices']} slices")
-        members = nn.ModuleList(Member(NoduleNet(3, about["input"]["unit"])) for _ in range(about["members"]))
+        if not 2 <= about["members"] <= MOST:
+            raise ValueError(f"{about['members']} networks")
+        members = nn.ModuleList(Member(NoduleNet(about["input"]["unit"])) for _ in range(about["members"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{beside}: not the description of a model ({in_brief(error)}); get both files again"

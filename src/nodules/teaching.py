@@ -38,7 +38,7 @@ NOT_FOR = (
 
 @torch.inference_mode()
 def fitted(network: NoduleNet, images: np.ndarray) -> Member:
-    """A network with what patches (N, C, 64, 64), those that taught it, look like to it."""
+    """A network with what patches (N, 64, 64), those that taught it, look like to it."""
     member = Member(network).to(device(), memory_format=torch.channels_last).eval()
     chunks = np.array_split(images, -(-len(images) // BATCH))
     features, statistics = zip(*(member(tensor(chunk))[1:3] for chunk in chunks), strict=True)
@@ -68,7 +68,7 @@ def company(card: Card, n_patches: int) -> Part | None:
     """
     if card.simulation or card.patients is None or not n_patches:
         return None
-    phantom = split.stacked(split.whole(patches.read("phantom", n_patches)))
+    phantom = split.whole(patches.read("phantom", n_patches))
     if card.unit == "HU":
         return phantom
     return replace(phantom, source=phantom.source.clip(*map(int, LUNG_WINDOW)))  # as far as grey levels show them
@@ -83,7 +83,7 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
     """A model of the networks of a cross-validation, each of which left out one fold.
 
     Args:
-        part: N patches with slices around.
+        part: N patches.
         fold: of each patch, (N,).
         networks: of each fold.
         about: what else to note of it.
@@ -101,7 +101,6 @@ def assembled(part: Part, fold: np.ndarray, networks: list[NoduleNet], about: di
         "classes": list(CLASSES),
         "input": {
             "side": patches.SIDE,
-            "slices": part.take([0]).images.shape[1],
             "pixel_spacing_mm": None if spacing is None else [float(spacing.min()), float(spacing.max())],
             "unit": networks[0].body[0].unit,
         },
@@ -156,7 +155,7 @@ def teach(
     """Teach a model by cross-validation.
 
     Args:
-        part: patches with slices around.
+        part: patches.
         phantom: further patches to learn from, as from :func:`company`.
         unit: of the pixels.
         folds: of units: as many networks.
@@ -169,7 +168,7 @@ def teach(
     everything = in_company(part, phantom)
     of_each = np.concatenate([fold, np.full(len(everything) - len(part), -1)])
     _, networks = finetune.cross_validate(
-        lambda _: NoduleNet(part.images.shape[1], unit),
+        lambda _: NoduleNet(unit),
         everything,
         of_each,
         finetune.NODULE,

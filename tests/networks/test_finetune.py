@@ -70,22 +70,6 @@ def test_outlines_are_turned_with_their_images():
     assert len(seen) == 8
 
 
-def test_a_share_of_the_patches_is_shown_without_neighbours():
-    """For these the slice itself stands for the others; what is validated on always has its neighbours."""
-    part = replace(PATCHES, source=np.arange(N * 64 * 64, dtype=np.float32).reshape(N, 64, 64))
-    part = replace(part, around=np.stack([np.roll(np.arange(N), 1), np.arange(N), np.roll(np.arange(N), -1)], 1))
-    options = part, 32, 8
-    for alone, (low, high) in {0.0: (0, 0), 0.25: (0.15, 0.35), 1.0: (1, 1)}.items():
-        seen = torch.cat([images for images, *_ in finetune.ImageLoader(*options, seed=0, alone=alone)])
-        bare = (seen == seen[:, [1]]).all((1, 2, 3))
-        assert low <= bare.float().mean().item() <= high
-        rows = seen.amin((2, 3)).cpu().numpy() // 4096
-        expected = np.where(bare.cpu()[:, None], 0, [-1, 0, 1])
-        assert np.array_equal((rows - rows[:, [1]] + N / 2) % N - N / 2, expected), "the others have their neighbours"
-    checked = torch.cat([images for images, _ in finetune.ImageLoader(*options, alone=1.0)])
-    assert not (checked == checked[:, [1]]).all((1, 2, 3)).any()
-
-
 def test_training_touches_no_global_randomness():
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -121,7 +121,7 @@ def test_an_overlay_lies_between_0_and_1(evidence):
 
 
 def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
-    network = small.seeded(lambda: small.NoduleNet(3, "HU"), 0)
+    network = small.seeded(lambda: small.NoduleNet("HU"), 0)
     images = rng.normal(-600, 300, (5, 3, 64, 64))
     attention, evidence = small.attention(network, images)
     assert attention.shape == evidence.shape == (5, 16, 16)

@@ -53,7 +53,6 @@ class Recipe:
     smoothing: float = 0.0  # of labels
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits and soft labels, (N, 2) each
     outline: float = 0.0  # weight of the loss of the outline, for a network that estimates it
-    alone: float = 0.0  # share of patches that are shown without their neighbours
     bfloat16: bool = True  # where the hardware supports it
 
     @property
@@ -76,7 +75,7 @@ class Recipe:
 # The best of those tried on real patches, in grey levels
 DEFAULT = Recipe(lr=3e-4, spread=5.0, warmup=0.25, smoothing=0.1)
 SCRATCH = Recipe(lr=3e-3, batch=64, warmup=0.25, smoothing=0.1)
-NODULE = replace(SCRATCH, outline=4.0, alone=0.25)
+NODULE = replace(SCRATCH, outline=4.0)
 
 
 def one_of_each(nodules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -90,14 +89,11 @@ class ImageLoader(DataLoader):
     """Batches of images (B, C, 64, 64) and their labels.
 
     With a ``seed`` they are sampled by nodule and augmented, and come with outlines (B, 1, 64, 64), NaN where unknown.
-    A share ``alone`` of these is shown without neighbours: a network that can't rely on them learns to read a slice
-    by itself (ModDrop, Neverova et al. 2014, arXiv 1501.00102).
     """
 
-    def __init__(self, part: Part, batch: int, batches: int, seed: int | None = None, alone: float = 0.0) -> None:
+    def __init__(self, part: Part, batch: int, batches: int, seed: int | None = None) -> None:
         super().__init__(range(batches), bs=1, device=device())
         self.part, self.y, self.batch, self.batches = part, torch.tensor(part.y), batch, batches
-        self.alone = alone
         self.draws = None if seed is None else np.random.default_rng(seed)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, ...]]:
@@ -114,9 +110,6 @@ class ImageLoader(DataLoader):
             if self.draws is None:
                 yield images, self.y[chunk]
                 continue
-            if self.alone:
-                bare = torch.from_numpy(self.draws.random(len(chunk)) < self.alone)
-                images[bare] = images[bare, images.shape[1] // 2][:, None]  # the slice itself stands for them
             seen = transforms.augment(torch.cat([images, tensor(part.outlines)], 1), self.draws)
             yield seen[:, :-1], self.y[chunk], seen[:, -1:]
 
@@ -175,7 +168,7 @@ def train(
     nodules = len(np.unique(parts.train.nodules))
     batches = max(1, round(epochs * nodules / recipe.batch / checks))  # per validation
     valid = ImageLoader(parts.valid, CHECK_BATCH, -(-len(parts.valid) // CHECK_BATCH))
-    loaders = DataLoaders(ImageLoader(parts.train, recipe.batch, batches, seed, recipe.alone), valid, device=device())
+    loaders = DataLoaders(ImageLoader(parts.train, recipe.batch, batches, seed), valid, device=device())
     loaders.n_inp = 1  # a batch is images and what to learn from them
     groups = getattr(network, "groups", lambda: [list(network.parameters())])()
     model = Mixed(network, recipe.bfloat16)

@@ -95,11 +95,11 @@ class NoduleNet(nn.Module):
     network must know for it helps with malignancy (multi-task learning, Caruana 1997).
 
     Args:
-        slices: of an image: 1, or 3 with those below and above.
         unit: of the pixel values, as for :class:`Scale`.
+        slices: of an image: 1, or 3 with those below and above.
     """
 
-    def __init__(self, slices: int, unit: str) -> None:
+    def __init__(self, unit: str, slices: int = 1) -> None:
         super().__init__()
         self.body, self.outline = blocks(slices, 2, unit), nn.Conv2d(WIDTHS[-1], 1, 1)
         self.dropout, self.head = nn.Dropout(0.3), nn.Linear(3 * WIDTHS[-1] + 1, 2)
@@ -138,7 +138,7 @@ def attention(network: NoduleNet, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
         network: for nodules.
-        images: (N, slices, 64, 64), pixel values.
+        images: (N, 64, 64) or (N, slices, 64, 64), pixel values.
 
     Returns:
         Attention, 0 to 1, and evidence, of either sign, (N, 16, 16) each; 0 in the margin that the network cuts off.

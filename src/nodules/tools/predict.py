@@ -85,7 +85,7 @@ def judge(taught: Model, source: Path, table: pd.DataFrame | None = None, series
                 f"{source}: has grey levels, but {taught.about['name']} reads Hounsfield units; use a model taught on "
                 "grey levels, such as lidc-small"
             )
-        part = split.stacked(split.whole(held))
+        part = split.whole(held)
         return Judged(part, taught.answers(part), {}, held.card.unit, source)
     if table is None:
         raise InputError(f"{source}: not said where the nodules are; give --at x,y,z or --csv, or a file of patches")
@@ -154,7 +154,7 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     height = judged.part.table["slice_index"].iloc[rows["row"]] if stacked else rows["row"]
     planes, sides, middle = judged.shown.get(rows["nodule"].iloc[0], ([], [[], [], []], height.median()))
     answer = rows.iloc[(height - middle).abs().argmin()].to_dict()
-    planes = planes or list(judged.part.take(np.array([answer["row"]])).images[0])
+    planes = planes or list(split.stacked(judged.part).take(np.array([answer["row"]])).images[0])
     names = NAMES["scan" if judged.shown else "slices" if stacked else "patch"]
     window = list(transforms.default_window(judged.unit))
     figure = plots.opinion(**model.pictured(taught, judged.part, answer, planes, sides, names, window))

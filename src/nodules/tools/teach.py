@@ -19,12 +19,12 @@ from nodules.model import Model
 from nodules.report import text
 
 SHOWN = 400  # patches that are made unlike, in each fold
-# What a nodule's patch (N, C, 64, 64) is turned into, to see whether it is called unlike
+# What a nodule's patch (N, 64, 64) is turned into, to see whether it is called unlike
 UNLIKE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "nothing, single slices": lambda images: images,
+    "nothing": lambda images: images,
     "noise alone": lambda images: np.random.default_rng(0).normal(images.mean(), images.std(), images.shape),
     "inverted grey levels": lambda images: 2 * images.mean() - images,
-    "blurred by 4 pixels": lambda images: gaussian_filter(images, (0, 0, 4, 4)),
+    "blurred by 4 pixels": lambda images: gaussian_filter(images, (0, 4, 4)),
     "the nodule 12 pixels off the middle": lambda images: np.roll(images, 12, axis=-1),
     "the nodule at the patch's edge": lambda images: np.roll(images, patches.SIDE // 2, axis=-1),
 }
@@ -51,7 +51,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
     within(*study.RANGES["scratch_epochs"], epochs=epochs)
     within(*study.RANGES["seed"], seed=seed)
     held = patches.read(data)
-    part, card = split.stacked(split.whole(held)), held.card
+    part, card = split.whole(held), held.card
     if (fewest := split.distinct(part.y, part.units)) < folds:
         raise InputError(f"{data}: a class has {fewest} patients, too few for {folds} folds; use fewer with --folds")
     fold = split.folds(part.y, part.units, folds, seed)
