@@ -281,14 +281,14 @@ NETWORKS = {
     "plain network": (small.Plain, finetune.SCRATCH),
     "SqueezeNet": (small.squeezenet, replace(finetune.SCRATCH, lr=5e-4)),
     "CapsuleNet": (small.CapsuleNet, replace(finetune.SCRATCH, lr=1e-3, loss=small.margin_loss)),
-    "nodule network": (partial(small.NoduleNet, 3), finetune.NODULE),
+    "nodule network": (small.NoduleNet, finetune.NODULE),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_from_scratch_are_trained_on_the_gpu(name, few, tell):
     make, recipe = NETWORKS[name]
-    parts = divided(split.stacked(few) if name == "nodule network" else few)
+    parts = divided(few)
     network = small.seeded(partial(make, UNIT), 0)
     numbers(finetune.train(network, parts, recipe, epochs=8, name=name))
     difference = differ(network, parts.test.images)
@@ -301,12 +301,11 @@ def test_maps_are_those_of_the_cpu(few, tell, tmp_path):
     with uncached(tmp_path):
         recipe = heads.Recipe(2, heads.LR)
         linear, network = maps.networks(bodies.build(SMALL, UNIT), parts, recipe, 0)
-    nodules = on_gpu(small.seeded(partial(small.NoduleNet, 3, UNIT), 0).to(device()))
-    slices = split.stacked(few).images[:8]
+    nodules = on_gpu(small.seeded(partial(small.NoduleNet, UNIT), 0).to(device()))
 
     def shown(linear, network, nodules):
         stages = maps.grad_cams(network, images, range(len(network.taps)))
-        return [maps.cam(linear, images), *stages, *small.attention(nodules, slices)]
+        return [maps.cam(linear, images), *stages, *small.attention(nodules, images)]
 
     found = shown(linear, on_gpu(network), nodules)
     with on_cpu():
@@ -320,18 +319,17 @@ def test_maps_are_those_of_the_cpu(few, tell, tmp_path):
 
 
 def test_a_model_is_taught_and_answers_on_the_gpu(few, tell, tmp_path):
-    part = split.stacked(few)
-    taught = teaching.teach(part, None, UNIT, folds=3, epochs=8, seed=0, name="model", about={"name": "taught here"})
+    taught = teaching.teach(few, None, UNIT, folds=3, epochs=8, seed=0, name="model", about={"name": "taught here"})
     on_gpu(taught.members)
     differences = []
     for path in (teaching.save(taught, tmp_path / "taught.safetensors"), model.DEFAULT):
         loaded = model.load(path)
         on_gpu(loaded.members)
-        found, pictures = loaded.answers(part)["p"], loaded.maps(part.images[:8])
+        found, pictures = loaded.answers(few)["p"], loaded.maps(few.images[:8])
         with on_cpu():
             twin = model.load(path)
-            differences.append(np.abs(found - twin.answers(part)["p"]).max())
-            assert max(map(apart, pictures, twin.maps(part.images[:8]))) < HALF
+            differences.append(np.abs(found - twin.answers(few)["p"]).max())
+            assert max(map(apart, pictures, twin.maps(few.images[:8]))) < HALF
     tell("probabilities of two models, GPU against CPU", f"at most {max(differences):.4f} apart")
     assert max(differences) < NEAR
 

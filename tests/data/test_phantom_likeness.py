@@ -100,14 +100,14 @@ def test_what_the_phantom_alone_teaches_holds_for_real_patches(real):
     """The phantom's data card has these numbers: real patients are left out, and units are compared in pairs."""
     with np.load(real("lidc_hu_dev.npz")) as file:
         images, y, patients = file["ct_slices"], file["malignant"].astype(int), file["patient"]
-    part = split.stacked(split.whole(patches.read("phantom", 6691)))
+    part = split.whole(patches.read("phantom", 6691))
     simulated = part.take(np.flatnonzero(~np.isin(part.units, patients)))
     parts = split.Parts(simulated, simulated.take(np.arange(64)), simulated.take(np.arange(0)))
     p = {}
     for unit in pixels.UNITS:
-        network = small.seeded(partial(small.NoduleNet, 3, unit), 0)
+        network = small.seeded(partial(small.NoduleNet, unit), 0)
         trained = finetune.train(network, parts, finetune.NODULE, epochs=20, name=unit, checks=1)
-        p[unit] = predict(trained.model, np.repeat(images[:, None], 3, axis=1)).mean(1)
+        p[unit] = predict(trained.model, images).mean(1)
         assert metrics.score(y, p[unit], patients)["auc_low"] > 0.85
     gain = metrics.paired(y, p[pixels.HU], p[pixels.GREY], patients)
     assert gain["low"] < 0, "the card says that densities may gain nothing here"

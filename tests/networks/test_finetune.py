@@ -206,7 +206,7 @@ def test_the_outline_is_learned_where_the_recipe_asks_for_it():
     parts = split.divide(replace(PATCHES, masks=masks), SIDES)
     found = []
     for outline in (0.0, 4.0):
-        network = small.seeded(partial(small.NoduleNet, 1, "HU"), 0)
+        network = small.seeded(partial(small.NoduleNet, "HU"), 0)
         recipe = Recipe(lr=3e-3, outline=outline, bfloat16=False)
         finetune.train(network, parts, recipe, epochs=40, name="t")
         attention, _ = small.attention(network, IMAGES[:4, None])
@@ -217,7 +217,7 @@ def test_the_outline_is_learned_where_the_recipe_asks_for_it():
 def test_the_loss_of_an_outline_does_not_count_as_divergence():
     recipe = Recipe(lr=1e-3, outline=4.0)
     assert math.isclose(Recipe(lr=1).limit, 4 * math.log(2)) and math.isclose(recipe.limit, 20 * math.log(2))
-    trained = run(small.seeded(partial(small.NoduleNet, 1, "HU"), 0), recipe, steps=3)
+    trained = run(small.seeded(partial(small.NoduleNet, "HU"), 0), recipe, steps=3)
     assert trained.stopped == "" and len(trained.history) == 3
 
 

@@ -122,7 +122,7 @@ def test_an_overlay_lies_between_0_and_1(evidence):
 
 def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
     network = small.seeded(lambda: small.NoduleNet("HU"), 0)
-    images = rng.normal(-600, 300, (5, 3, 64, 64))
+    images = rng.normal(-600, 300, (5, 64, 64))
     attention, evidence = small.attention(network, images)
     assert attention.shape == evidence.shape == (5, 16, 16)
     assert (attention[:, :2] == 0).all() and (attention[:, :, 14:] == 0).all() and (attention[:, 2:14, 2:14] > 0).all()
@@ -131,7 +131,7 @@ def test_attention_is_framed_by_the_margin_that_the_network_does_not_see():
 
 
 def test_a_forgotten_head_changes_the_evidence_but_not_the_attention():
-    network = small.seeded(partial(small.NoduleNet, 1, "HU"), 0)
+    network = small.seeded(partial(small.NoduleNet, "HU"), 0)
     before = network.head.weight.detach().clone()
     images = rng.normal(-600, 300, (2, 1, 64, 64))
     other = maps.forgotten(network, 1)

@@ -12,7 +12,7 @@ NETWORKS = {
     "plain": small.Plain,
     "squeezenet": small.squeezenet,
     "capsules": small.CapsuleNet,
-    "nodules": partial(small.NoduleNet, 1),
+    "nodules": small.NoduleNet,
 }
 
 
@@ -111,7 +111,7 @@ def test_first_weights_follow_from_the_seed():
 
 @pytest.fixture
 def nodules():
-    return small.seeded(partial(small.NoduleNet, 3, HU), 0).eval()
+    return small.seeded(partial(small.NoduleNet, HU, 3), 0).eval()
 
 
 def test_the_network_for_nodules_gives_an_outline_in_training_only(nodules):

@@ -46,7 +46,7 @@ def exercise_6_2(neighbours: Callable, ct: Patches) -> None:
     require((rows != expected[:, ::-1]).any(), "below and above are exchanged: the lower slice comes first")
     wrong = (rows != expected).any(axis=1).sum()
     require(not wrong, f"{wrong} of {len(rows)} patches differ from the lesson's; sort each nodule by its slice index")
-    right("the same as the lesson's. A vessel passes through the slices, a nodule ends: now the network can tell.")
+    right("the same as the lesson's. A vessel passes through the slices, a nodule ends: now a network could tell.")
 
 
 def exercise_6_3(opinions: Callable, why: Any) -> None:

@@ -30,7 +30,7 @@ from nodules.data.sources import SIDE
 from nodules.errors import InputError
 from nodules.workers import processes
 
-REACH = 2  # slices below and above a place: the middle ones of the five then have their neighbours
+REACH = 2  # slices below and above a place, of which the outermost do not count
 UNITS = ("mm", "voxel")
 LUNA16 = ("annotations.csv", "candidates.csv")
 LUNA16_BYTES = 200_000_000  # of candidates.csv, at most
