@@ -297,16 +297,18 @@ def test_findings_are_compared_with_those_of_other_machines(content, tmp_path, m
     monkeypatch.setattr(answer, "ELSEWHERE", tmp_path / "elsewhere")
     chosen = {"chosen": "resnet50 with chest-ct weights"}
     surely = {"gain_patches": 0.02, "gain_patches_low": 0.01, "gain_patches_high": 0.05}  # above 0, as here
-    there = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "inflation_auc": 0.03}  # the last without an interval
-    for name, facts in {"a": surely, "b": surely | {"gain_patches_low": -0.01}}.items():
+    there = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "inflation_auc": 0.03}  # b lacks the last interval
+    leaked = {"inflation_auc_low": 0.01, "inflation_auc_high": 0.05}
+    for name, facts in {"a": surely | leaked, "b": surely | {"gain_patches_low": -0.01}}.items():
         kept = {"where": f"machine {name}", "profile": "demo-phantom", "facts": {"x": there | facts | chosen}}
         record.write_json(answer.ELSEWHERE / f"{name}.json", kept)
     told = section(shown(content, tmp_path), "Does it hold on another machine?")
-    assert "2 of 3 findings agree" in told and "<td>network chosen</td>" in told
+    assert "3 of 4 findings agree" in told and "<td>network chosen</td>" in told
     assert re.findall("<th>(.*?)</th>", told) == ["finding", "this run", "machine a", "machine b", "agree"]
     for name, *cells in (
         ("gain_patches", "+0.021 (+0.010 to +0.032)", "+0.020 (+0.010 to +0.050)", "+0.020 (-0.010 to +0.050)", "no"),
         ("gain", "+0.034 (+0.011 to +0.070)", *["+0.020 (+0.010 to +0.030)"] * 2, "yes"),
+        ("inflation_auc", "+0.020 (+0.011 to +0.051)", "+0.030 (+0.010 to +0.050)", "–", "yes"),
     ):
         (line,) = (line for line in told.split("<tr>") if f"<td>{answer.FINDINGS[name]}</td>" in line)
         assert re.findall("<td>(.*?)</td>", line)[1:] == cells

@@ -62,7 +62,7 @@ def swept() -> list[dict[str, Any]]:
 
 
 def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
-    """What the default run finds, here and on other machines; empty for another run.
+    """What the default run finds, here and on other machines, which may lack some; empty for another run.
 
     Differences agree if all are surely above 0, all surely below, or none is either.
 
@@ -76,14 +76,15 @@ def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for fact, title in (CHOICE | FINDINGS).items():
         needed = {fact} if fact in CHOICE else {fact, f"{fact}_low"}
-        if not all(needed <= run.keys() for run in found.values()):
+        known = {where: run for where, run in found.items() if needed <= run.keys()}
+        if "this run" not in known or len(known) < 2:
             continue
         if fact in CHOICE:
-            told = verdicts = [run[fact] for run in found.values()]
+            told = verdicts = {where: run[fact] for where, run in known.items()}
         else:
-            told = [text.interval(run, fact, "+.3f") for run in found.values()]
-            verdicts = [text.excludes(run, fact) * np.sign(run[fact]) for run in found.values()]
-        rows.append({"finding": title, **dict(zip(found, told, strict=True)), "agree": len(set(verdicts)) == 1})
+            told = {where: text.interval(run, fact, "+.3f") for where, run in known.items()}
+            verdicts = {where: text.excludes(run, fact) * np.sign(run[fact]) for where, run in known.items()}
+        rows.append({"finding": title, **dict.fromkeys(found, "–"), **told, "agree": len(set(verdicts.values())) == 1})
     return pd.DataFrame(rows)
 
 
