@@ -14,7 +14,7 @@ from nodules.report import text
 
 REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
 HEADLINE = paths.ROOT / "figures" / "headline"  # of make sweep
-DIVISIONS = "divisions of the real patients into folds"
+DIVISIONS = "divisions of the real patients into folds (by an earlier version of the network)"
 SWEPT = {  # the results of sweeps
     DIVISIONS: REAL / "splits.json",
     "runs on a phantom, simulated patches (`figures/headline/report.html`)": HEADLINE / "results.json",
