@@ -141,12 +141,12 @@ def page(taught: Model, judged: Judged) -> str:
     from nodules.report import text
 
     css = (text.TEMPLATES / "pico.classless.min.css").read_text(encoding="utf-8")
-    nodules = judged.answers.assign(row=np.arange(len(judged.answers)))
-    sheets = [_sheet(taught, judged, rows) for _, rows in nodules.groupby("nodule", sort=False)]
+    nodules, stacks = judged.answers.assign(row=np.arange(len(judged.answers))), split.stacked(judged.part)
+    sheets = [_sheet(taught, judged, stacks, rows) for _, rows in nodules.groupby("nodule", sort=False)]
     return text.render("opinion.html", {"sheets": sheets, "source": judged.source, "about": taught.about, "pico": css})
 
 
-def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
+def _sheet(taught: Model, judged: Judged, stacks: Part, rows: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of one nodule: its answer, a figure, what speaks for and against."""
     from nodules import plots
 
@@ -154,7 +154,7 @@ def _sheet(taught: Model, judged: Judged, rows: pd.DataFrame) -> dict[str, Any]:
     height = judged.part.table["slice_index"].iloc[rows["row"]] if stacked else rows["row"]
     planes, sides, middle = judged.shown.get(rows["nodule"].iloc[0], ([], [[], [], []], height.median()))
     answer = rows.iloc[(height - middle).abs().argmin()].to_dict()
-    planes = planes or list(split.stacked(judged.part).take(np.array([answer["row"]])).images[0])
+    planes = planes or list(stacks.take(np.array([answer["row"]])).images[0])
     names = NAMES["scan" if judged.shown else "slices" if stacked else "patch"]
     window = list(transforms.default_window(judged.unit))
     figure = plots.opinion(**model.pictured(taught, judged.part, answer, planes, sides, names, window))
