@@ -204,6 +204,7 @@ DAMAGED = {
     "a billion networks": lambda folder: changed(folder, lambda about: about.update(members=10**9)),
     "another number of networks": lambda folder: changed(folder, lambda about: about.update(members=2)),
     "another unit": lambda folder: changed(folder, lambda about: about["input"].update(unit="mm")),
+    "no unit": lambda folder: changed(folder, lambda about: about["input"].pop("unit")),
     "no JSON": lambda folder: (folder / "m.json").write_text("{"),
     "other tensors": lambda folder: save_file(
         {name: tensor + 1 for name, tensor in load_file(folder / "m.safetensors").items()}, folder / "m.safetensors"
