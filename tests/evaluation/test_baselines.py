@@ -62,7 +62,14 @@ def test_an_extent_is_the_longest_way_across():
     spot[5, 5] = True
     extents = baselines.extents(np.stack([disc(10), bar, spot, np.zeros_like(bar)]))
     assert extents[0] == pytest.approx(20, abs=1) and extents[1] == pytest.approx(3 * np.sqrt(2) + 1, abs=0.1)
-    assert extents[2] == 1 and extents[3] == 0
+    assert extents[2] == 1 and np.isnan(extents[3])
+
+
+def test_a_slice_without_an_outline_is_measured_on_the_nearest_slice_of_its_nodule():
+    table = pd.DataFrame({"nodule": [*"bababbc"], "slice_index": [2, 1, 1, 0, 0, 3, 0]}, index=range(10, 17))
+    extents = np.array([np.nan, 7.0, 5.0, np.nan, 4.0, np.nan, np.nan])
+    assert baselines.laid(extents, table).tolist() == [5, 7, 5, 7, 4, 5, 0], "nodule c has no outline at all"
+    assert baselines.laid(extents, table[["nodule"]]).tolist() == [0, 7, 5, 0, 4, 0, 0], "the order is unknown"
 
 
 def test_the_ceiling_needs_all_eight_ratings_and_the_diameter(ct, parts):

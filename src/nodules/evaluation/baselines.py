@@ -44,22 +44,37 @@ def _fitted(features: pd.DataFrame, y: np.ndarray, C: float = 1.0) -> Pipeline:
 
 
 def extents(masks: np.ndarray) -> np.ndarray:
-    """Longest extent of each outline (N, 64, 64), its widest projection, (N,), pixels; 0 where there is none."""
-    out = np.zeros(len(masks))
+    """Longest extent of each outline (N, 64, 64), its widest projection, (N,), pixels; NaN where there is none."""
+    out = np.full(len(masks), np.nan)
     for i, mask in enumerate(masks):
         points = np.argwhere(mask)
-        out[i] = lidc.widest(points) + 1 if len(points) else 0
+        if len(points):
+            out[i] = lidc.widest(points) + 1
     return out
+
+
+def laid(extents: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """Extents (N,) in which a slice without one takes that of the nearest slice of its nodule; 0 where none has one.
+
+    Radiologists may disagree about a nodule's outer slices, so that no outline is common to them. A size of 0 would
+    call such slices of large nodules benign, and make a ruler look worse than it is.
+    """
+    if not {"nodule", "slice_index"} <= set(table):
+        return np.nan_to_num(extents)
+    rows = table[["nodule"]].assign(extent=extents).reset_index(drop=True)
+    rows = rows.iloc[np.argsort(table["slice_index"], kind="stable")]
+    rows["extent"] = rows.groupby("nodule")["extent"].ffill()
+    return rows.groupby("nodule")["extent"].bfill().fillna(0).sort_index().to_numpy()
 
 
 def features(patches: Patches) -> pd.DataFrame:
     """The table of the patches with ``mean_intensity`` and, where outlines are known, ``extent_px`` and ``extent_mm``.
 
-    The latter also needs the width of the pixels.
+    The latter also needs the width of the pixels. For a slice without an outline see :func:`laid`.
     """
     table = patches.table.assign(mean_intensity=patches.images.mean(axis=(1, 2)))
     if patches.masks is not None:
-        table["extent_px"] = extents(patches.masks)
+        table["extent_px"] = laid(extents(patches.masks), table)
         if "pixel_spacing_mm" in table:
             table["extent_mm"] = table["extent_px"] * table["pixel_spacing_mm"]
     return table
