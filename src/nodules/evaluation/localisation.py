@@ -51,13 +51,15 @@ def scores(maps: dict[str, np.ndarray], masks: np.ndarray, units: np.ndarray, se
     return pd.DataFrame(rows)
 
 
-def lead(maps: np.ndarray, others: np.ndarray, masks: np.ndarray, units: np.ndarray, seed: int) -> dict[str, float]:
-    """How much more often the highest point of ``maps`` lies inside than that of ``others``, paired.
+def lead(
+    maps: np.ndarray, others: np.ndarray, masks: np.ndarray, units: np.ndarray, seed: int, part: str = "hit"
+) -> dict[str, float]:
+    """How much better ``maps`` locate the nodule than ``others``, paired: the ``part`` of :func:`pointing`.
 
     Returns:
         As from :func:`nodules.evaluation.metrics.difference`.
     """
-    gained = (pointing(maps, masks)["hit"] - pointing(others, masks)["hit"]).to_numpy()
+    gained = (pointing(maps, masks)[part] - pointing(others, masks)[part]).to_numpy()
     weights = metrics.bootstrap_weights(units, seed)
     return metrics.difference(weights @ gained / weights.sum(1))
 
