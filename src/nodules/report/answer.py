@@ -30,14 +30,18 @@ FINDINGS = {  # differences that notebooks keep as facts
     "inflation_auc": "shuffled minus patients apart, AUC",
     "log_loss_change": "temperature, log-loss",
     "zoom": "zoom in training, AUC",
+    "whole": "all layers of the ResNet minus its head alone, AUC",
+    "lead": "attention minus a blob, highest point inside the nodule",
 }
-CHOICE = {"chosen": "network chosen"}  # by a notebook, kept as a fact
+NAMED = {"chosen": "network chosen", "diverged": "ways to train all layers that diverge"}  # facts that are no numbers
+SURER = "three readers or more"  # ends the names of rows of nodules whose label is surer
 REPORT = "The report: "  # rows of cited.csv
 SHOWN = {  # title and name of each row that is compared
     "benign": ("always the larger class, per patch", r"prevalence"),
     "frozen": ("like the report: last layers, TTA; per patch", r"second result, with TTA"),
     "slice": ("a ruler on the same slice, per patch", r"ruler on the slice, mm"),
     "patch": ("nodule network, per patch", r"nodule network, \d+ folds, patches"),
+    "larger": ("always the larger class, per nodule", r"prevalence, \d+ folds, nodules"),
     "ruler": ("a ruler, per nodule", r"ruler on the whole nodule, \d+ folds, nodules"),
     "whole": ("ResNet50, all layers, per nodule", r"whole network, \d+ folds, nodules"),
     "nodule": ("nodule network, per nodule", r"nodule network, \d+ folds, nodules"),
@@ -74,12 +78,12 @@ def elsewhere(content: dict[str, Any]) -> pd.DataFrame:
         return pd.DataFrame()
     found = {"this run": facts(content)} | {run["where"]: facts(run) for run in kept}
     rows = []
-    for fact, title in (CHOICE | FINDINGS).items():
-        needed = {fact} if fact in CHOICE else {fact, f"{fact}_low"}
+    for fact, title in (NAMED | FINDINGS).items():
+        needed = {fact} if fact in NAMED else {fact, f"{fact}_low"}
         known = {where: run for where, run in found.items() if needed <= run.keys()}
         if "this run" not in known or len(known) < 2:
             continue
-        if fact in CHOICE:
+        if fact in NAMED:
             told = verdicts = {where: run[fact] for where, run in known.items()}
         else:
             told = {where: text.interval(run, fact, "+.3f") for where, run in known.items()}

@@ -159,12 +159,14 @@ def _structured(body: str, titles: dict[str, str]) -> dict[str, Any]:
 
 
 def _legible(value: Any) -> Any:
-    """A cell as people read it: three decimals, or three digits if it is large; empty if it is not a number."""
+    """A cell as people read it: three decimals, or three digits if large or tiny; empty if it is not a number."""
     if not isinstance(value, float):
         return value
     if not np.isfinite(value):
         return None if np.isnan(value) else "infinite"
-    return f"{value:.3g}" if abs(value) >= 1000 else int(value) if value == int(value) else round(value, 3)
+    if value == int(value) and abs(value) < 1000:
+        return int(value)
+    return round(value, 3) if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
 
 
 def renewed(readme: Path, content: dict[str, Any]) -> str:
@@ -222,13 +224,15 @@ def _gather(folders: list[Path]) -> dict[str, Any]:
 def _comparison(content: dict[str, Any]) -> dict[str, Any]:
     """What ``discussion.md`` names: kept runs beside what others report (``cited.csv``), and beside this one."""
     kept = list(answer.rows(answer.real()).values())
+    kept += [row for row in answer.real()["rows"] if row["name"].endswith(answer.SURER)]
     kept = cards.result_table(kept).assign(data="real nodules of LIDC-IDRI", source="this project, a kept run")
     cited = pd.read_csv(text.TEMPLATES / "cited.csv")
     tested = cited["patches"].map("{:.0f} ".format, na_action="ignore") + cited["counted"]
     theirs = cited.assign(tested=tested)
     for metric in ("AUC", "accuracy"):
         theirs[f"{metric} (95% interval)"] = cited[metric.lower()].map("{:.3g}".format, na_action="ignore")
-    columns = ["model", "AUC (95% interval)", "accuracy (95% interval)", "data", "split", "tested", "source"]
+    columns = ["model", *(f"{score} (95% interval)" for score in ("AUC", "accuracy")), "size-matched AUC"]
+    columns += ["data", "split", "tested", "source"]
     return {
         "compared": pd.concat([kept, theirs])[columns].fillna("not stated"),
         "measured": answer.ingredients(),
@@ -239,7 +243,7 @@ def _comparison(content: dict[str, Any]) -> dict[str, Any]:
 def _brief(content: dict[str, Any]) -> pd.DataFrame:
     """The README's table: the report's number above some on real nodules and some of this run."""
     table = answer.table(content)
-    keys = ("benign", "frozen", "slice", "ruler", "nodule")
+    keys = ("benign", "frozen", "slice", "larger", "ruler", "nodule", "both")
     chosen = [("report", 0), *(("real", key) for key in keys), *(("here", key) for key in keys)]
     table = table.loc[[key for key in chosen if key in table.index]]
     table["accuracy"] = [text.span(row.value, row.low, row.high) for row in table.itertuples()]
