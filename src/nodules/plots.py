@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from nodules.errors import InputError
@@ -786,7 +787,8 @@ def planes(
 def _lettered(axis: Any, plane: str) -> None:
     """Mark where the left and the upper edge of a plane of a scan lie in the patient; leave other pictures alone."""
     for letter, at in zip(EDGES.get(plane, ""), ((0.03, 0.43), (0.43, 0.93)), strict=False):
-        axis.text(*at, letter, transform=axis.transAxes, color=ORANGE, fontsize=9, weight="bold")
+        text = axis.text(*at, letter, transform=axis.transAxes, color=ORANGE, fontsize=9, weight="bold")
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _crossed(
@@ -860,7 +862,9 @@ def opinion(
     bar.set_ticks([-most, 0, most], labels=["benign", "0", "malignant"])
     bar.solids.set_alpha(1)
     bar.ax.tick_params(labelsize=8)
-    right.barh(parts["name"], parts["value"], color=[ORANGE if value > 0 else BLUE for value in parts["value"]])
+    bars = right.barh(parts["name"], parts["value"], color=[ORANGE if value > 0 else BLUE for value in parts["value"]])
+    right.bar_label(bars, fmt="{:+.2f}", fontsize=8, padding=2)
+    right.margins(x=0.2)
     right.axvline(0, color="0.3", linewidth=0.8)
     right.invert_yaxis()
     right.tick_params(labelsize=8)
