@@ -264,12 +264,13 @@ def training_curves(table: pd.DataFrame, losses: list[float], accuracies: list[f
     both["part"] = both["part"].map({"train_loss": "train", "valid_loss": "valid"})
     shared = dict(x="epoch", hue="label", palette=WEIGHT_COLOURS, errorbar=("pi", 100))
     sns.lineplot(both, y="loss", style="part", ax=left, **shared)
-    sns.lineplot(table, y="accuracy", ax=right, legend=False, **shared)
+    sns.lineplot(table, y="accuracy", ax=right, legend=False, linestyle="--", **shared)
     handles, labels = left.get_legend_handles_labels()
     left.get_legend().remove()
     kept = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in LEGENDS]
     figure.legend(*zip(*kept, strict=True), loc="outside right upper", frameon=False)
-    left.set(title="Loss", ylabel="cross-entropy", ylim=(losses[0], min(losses[1], COMMON_LOSS)))
+    cut = f", cut off at {COMMON_LOSS}" if losses[1] > COMMON_LOSS else ""
+    left.set(title=f"Loss{cut}", ylabel="cross-entropy", ylim=(losses[0], min(losses[1], COMMON_LOSS)))
     right.set(title="Accuracy on valid", ylabel="accuracy", ylim=accuracies)
     right.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(heading)
