@@ -59,9 +59,9 @@ def test_values_and_spectrum_are_those_of_real_patches(pairs):
     images, simulated, *_ = pairs
     grades = [5, 25, 50, 75]
     ours, theirs = (np.median(np.percentile(side, grades, axis=(1, 2)), axis=1) for side in (simulated, images))
-    assert np.abs(ours - theirs)[:3].max() < 40
+    assert np.abs(ours - theirs)[:3].max() < 10, "as the card says"
     ratio = spectrum(simulated) / spectrum(images)
-    assert (ratio > 0.6).all() and (ratio < 1.7).all(), ratio
+    assert (np.abs(ratio - 1) < 0.2).all(), ratio
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_small_network_has_trouble_telling_them_apart(pairs):
         with torch.no_grad():
             logits = net(values[test, None])
         aucs.append(roc_auc_score(real[test], logits[:, 1] - logits[:, 0]))
-    assert np.mean(aucs) < 0.9, aucs  # 0.97 before vessels, noise, bone and position were matched
+    assert np.mean(aucs) < 0.85, aucs  # the card says 0.80; 0.97 before vessels, noise, bone and position were matched
 
 
 def fitted(values, target, epochs=20):
