@@ -208,7 +208,7 @@ def test_one_table_holds_networks_and_baselines_of_one_split(smoke):
     ]
     assert rows.loc[tested, "n"].nunique() == 1 and rows.loc[tested, "auc"].between(0, 1).all()
     folds = rows[rows["counted"] == "patches"]
-    assert len(folds) == 7 and folds.index.str.contains("2 folds").all() and (folds["n"] == 600).all()
+    assert len(folds) == 8 and folds.index.str.contains("2 folds").all() and (folds["n"] == 600).all()
     assert (rows.loc[rows["counted"] == "nodules", "n"] < 600).all()
 
 
