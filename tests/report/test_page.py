@@ -343,7 +343,7 @@ def test_the_chapter_on_trust_says_what_was_measured(content, tmp_path):
     assert "in 94% (90% to 97%, consistent with the nominal 95%)" in report
     assert "in 69% (62% to 75%, below the nominal 95%)" in report
     assert "That gain can't be expected for new patients." in section(report, "How much of a score is leakage?")
-    assert "with at most 1 it is +0.040 (+0.010 to +0.061), so slices of the same nodule are not all of it (on" in report
+    assert "+0.040 (+0.010 to +0.061), so slices of the same nodule are not all of it (on" in report
     unsure = "zoom changes the AUC by -0.021 (-0.036 to -0.003), which is not sure (p = 0.294"
     assert unsure in section(report, "Which augmentation helps?")
     assert "97.3% (94.0% to 99.0%) of the benign and 74.6% (67.2% to 84.5%) of the malignant" in report
