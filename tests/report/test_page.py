@@ -286,11 +286,11 @@ def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp
     assert "How much is chance" not in shown(content, tmp_path), "nothing is said of sweeps that nobody ran"
     ends = {"above": 3, "below": 7, "mean": 0.012, "least": -0.003, "most": 0.021}
     found = [{"fact": "added_nodules", "above": 21, "below": 0}, {"fact": "gain_nodules"} | ends]
-    record.write_json(places["runs on a phantom"], {"runs": 24, "findings": found})
+    record.write_json(places["runs on a phantom"], {"runs": 24, "findings": found, "results": []})
     assert "in 24 runs on a phantom. Per nodule" in shown(content, tmp_path)
     ends = {"above": 2, "below": 0, "mean": 0.014, "least": 0.012, "most": 0.015}
     found = [{"fact": "added_nodules", "above": 5, "below": 0}, {"fact": "gain_nodules"} | ends]
-    record.write_json(places["divisions"], {"runs": 5, "findings": found})
+    record.write_json(places["divisions"], {"runs": 5, "findings": found, "results": []})
     report = shown(content, tmp_path)
     first = report[report.index("<main>") : report.index("<h2")]
     assert "in 5 divisions and in 24 runs on a phantom" in first

@@ -14,7 +14,7 @@ from nodules.report import text
 
 REAL = text.TEMPLATES / "real"  # what was kept of runs on real nodules, which are not part of this project
 HEADLINE = paths.ROOT / "figures" / "headline"  # of make sweep
-DIVISIONS = "divisions of the real patients into folds (by an earlier version of the network)"
+DIVISIONS = "divisions of the real patients into folds"
 SWEPT = {  # the results of sweeps
     DIVISIONS: REAL / "splits.json",
     "runs on a phantom, simulated patches (`figures/headline/report.html`)": HEADLINE / "results.json",
@@ -56,10 +56,16 @@ def real() -> dict[str, Any]:
 
 
 def swept() -> list[dict[str, Any]]:
-    """Of each sweep of network against ruler: ``runs``, how many; ``of``, what they are; and its findings by fact."""
+    """Of each sweep of network against ruler: ``runs``, how many; ``of``, what they are; and its findings by fact.
+
+    ``ruler`` is how the accuracy of the ruler on the slice differs between their test patches, if that was measured.
+    """
     kept = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in SWEPT.items() if path.exists()}
+    ruler = {"name": SHOWN["slice"][1], "metric": "accuracy"}
     found = [
-        {"runs": content["runs"], "of": kind} | {finding["fact"]: finding for finding in content["findings"]}
+        {"runs": content["runs"], "of": kind}
+        | {"ruler": next((row for row in content["results"] if ruler.items() <= row.items()), None)}
+        | {finding["fact"]: finding for finding in content["findings"]}
         for kind, content in kept.items()
     ]
     return [sweep for sweep in found if {"added_nodules", "gain_nodules"} <= set(sweep)]
