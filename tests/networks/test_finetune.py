@@ -89,6 +89,14 @@ def test_validation_and_test_patches_are_not_trained_on(monkeypatch):
     assert {image.tobytes() for image in seen} == train
 
 
+def test_a_validation_within_an_epoch_does_not_begin_it_anew(monkeypatch):
+    seen = []
+    monkeypatch.setattr(transforms, "augment", lambda images, *_: seen.extend(images[:, 0].clone()) or images)
+    finetune.train(tiny(), PARTS, Recipe(lr=1e-2, batch=16), epochs=2.5, name="t", checks=5)
+    epochs = [{image.numpy().tobytes() for image in seen[start : start + 64]} for start in (0, 64)]
+    assert len(seen) == 160 and [len(epoch) for epoch in epochs] == [64, 64], "each nodule once an epoch"
+
+
 def test_a_training_that_diverges_is_stopped_and_says_where():
     trained = run(tiny(), Recipe(lr=1e4))
     assert trained.stopped.startswith("diverged at step") and len(trained.history) < 3

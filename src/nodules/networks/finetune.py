@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -95,15 +96,18 @@ class ImageLoader(DataLoader):
         super().__init__(range(batches), bs=1, device=device())
         self.part, self.y, self.batch, self.batches = part, torch.tensor(part.y), batch, batches
         self.draws = None if seed is None else np.random.default_rng(seed)
+        self.order = self.epochs()  # goes on where the last validation interrupted an epoch
+
+    def epochs(self) -> Iterator[int]:
+        """The rows of one epoch after another, without end."""
+        while True:
+            yield from one_of_each(self.part.nodules, self.draws)
 
     def create_batches(self, samples: Iterator[int]) -> Iterator[tuple[Tensor, ...]]:
         """Gather whole batches at once."""
         rows = np.arange(len(self.y))
         if self.draws:
-            most, epochs = self.batches * self.batch, []
-            while sum(map(len, epochs)) < most:
-                epochs.append(one_of_each(self.part.nodules, self.draws))
-            rows = np.concatenate(epochs)[:most]
+            rows = np.fromiter(islice(self.order, self.batches * self.batch), int)
         for chunk in np.array_split(rows, self.batches):
             part = self.part.take(chunk)
             images = tensor(part.images)
