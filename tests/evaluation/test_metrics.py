@@ -100,6 +100,15 @@ def test_a_perfect_score_on_few_patients_is_not_certain():
     assert many["auc_low"] == pytest.approx(metrics.wilson(1, 10)[0]), "of the class that has fewer"
 
 
+def test_a_perfect_size_matched_score_is_as_uncertain_as_its_pairs_are_few():
+    y = np.repeat([1, 0], 100)
+    size = np.where(y, 20.0, 5.0)
+    size[-1] = 20
+    score = metrics.score(y, y + 0.0, np.arange(200), diameters=size)
+    assert score["matched_auc"] == 1 and score["matched_auc_low"] == pytest.approx(metrics.wilson(1, 1)[0])
+    assert score["auc_low"] == pytest.approx(metrics.wilson(1, 100)[0])
+
+
 def test_a_difference_that_no_resample_changes_is_not_sure():
     y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.2, 0.8])
     told = metrics.paired(y, p, 1 - p, np.zeros(4))  # one patient: all resamples are the sample

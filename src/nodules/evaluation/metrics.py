@@ -87,15 +87,20 @@ def matched_auc(y: np.ndarray, p: np.ndarray, weights: np.ndarray, diameters: np
     What a model knows beyond size: a ruler has hardly more than 0.5. A patch of unknown diameter (NaN) is in no pair.
     """
     malignant, benign = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.abs(np.subtract.outer(np.log(diameters[malignant]), np.log(diameters[benign])))
-    alike = (ratio <= np.log(CALIPER)).astype(np.float32)
+    alike = _alike(y, diameters).astype(np.float32)
     right = (np.sign(np.subtract.outer(p[malignant], p[benign])) + 1) / 2
     ranked, pairs = (
         np.einsum("rb,rb->r", weights[:, malignant].astype(np.float32) @ chosen, weights[:, benign])
         for chosen in ((alike * right).astype(np.float32), alike)
     )
     return ranked / np.where(pairs > 0, pairs, np.nan)
+
+
+def _alike(y: np.ndarray, diameters: np.ndarray) -> np.ndarray:
+    """Which malignant patches, the rows, match which benign ones, the columns, in size."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.abs(np.subtract.outer(np.log(diameters[y == 1]), np.log(diameters[y == 0])))
+    return ratio <= np.log(CALIPER)
 
 
 METRICS = {"auc": auc, "accuracy": accuracy, "log_loss": log_loss, "brier": brier}
@@ -148,7 +153,11 @@ def score(
             continue  # no pair is matched in size
         ends = interval(draws)
         if name in SHARES and draws[0] in (0, 1):  # all resamples are alike
-            fewest = min(len(np.unique(units[y == label])) for label in (0, 1))
+            counted = np.ones(len(y), dtype=bool)
+            if name == MATCHED:
+                pairs = _alike(y, np.broadcast_to(diameters, len(y)))
+                counted[y == 1], counted[y == 0] = pairs.any(1), pairs.any(0)
+            fewest = min(len(np.unique(units[counted & (y == label)])) for label in (0, 1))
             ends |= dict(zip(("low", "high"), wilson(draws[0], fewest), strict=True))
         out |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
     return out
