@@ -242,8 +242,16 @@ def test_company_leaves_out_the_patients_that_are_left_out():
     joined = teaching.in_company(part, other, part.units[:3])
     assert len(joined) == len(part) + len(other) - 2 * 3, "a patient has two nodules"
     assert teaching.in_company(part, None) is part
-    card = patches.read("phantom", 300).card
-    assert teaching.company(card, 100) is None, "a simulation needs no company"
+
+
+def test_real_patches_have_company_if_their_patients_can_be_left_out_of_it():
+    simulated = patches.read("phantom", 300)
+    assert teaching.company(simulated, 300) is None, "a simulation needs no company"
+    real = replace(simulated, card=replace(simulated.card, simulation=False, name="lidc-idri"))
+    assert len(teaching.company(real, 300)) == 300
+    hashed = replace(real, table=real.table.assign(patient="a" + real.table["patient"]))
+    assert teaching.company(hashed, 300) is None, "nobody knows which of the phantom's patients these are"
+    assert len(teaching.company(replace(hashed, card=replace(real.card, name="own")), 300)) == 300
 
 
 # --- The model in the repository -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 
 from nodules import paths
 from nodules.data import patches, split
-from nodules.data.sources import CLASSES, Card
+from nodules.data.sources import CLASSES, CUT
 from nodules.data.split import Part
 from nodules.data.transforms import LUNG_WINDOW
 from nodules.evaluation import decisions, metrics
@@ -28,6 +28,7 @@ from nodules.record import git_revision, write_json
 
 THRESHOLD = 0.5  # of the call: where accuracy is measured, and never at odds with the conformal set
 LEAST_NOISE = 1e-6  # variance
+OF_LIDC = "LIDC-IDRI-"  # begins the names of its patients
 FALSE_ALARMS = 0.02  # share of nodules that cross a line for no reason
 NOT_FOR = (
     "Not a medical device. Not for diagnosis, treatment, screening or advice. The labels are radiologists' opinions of "
@@ -61,12 +62,16 @@ def save(model: Model, path: Path) -> Path:
     return path
 
 
-def company(card: Card, n_patches: int) -> Part | None:
+def company(held: patches.Patches, n_patches: int) -> Part | None:
     """Phantom patches to learn from beside real ones whose patients are known; None beside others.
 
-    Patients of LIDC-IDRI are in the phantom too: leave out those that are left out.
+    Patients of LIDC-IDRI are in the phantom too: leave out those that are left out. Where they have other names, as
+    after cutting with pseudonyms, that is impossible, so there is no company.
     """
+    card = held.card
     if card.simulation or card.patients is None or not n_patches:
+        return None
+    if card.name in CUT and not held.table["patient"].str.startswith(OF_LIDC).all():
         return None
     phantom = split.whole(patches.read("phantom", n_patches))
     if card.unit == "HU":

@@ -119,7 +119,7 @@ def test_what_one_teaches_holds_for_nodules_of_the_other(real):
 def transfer(path):
     """Scores per nodule of networks that were taught by the other source alone, each patch standardised."""
     held = patches.read(str(path))
-    nodules, simulated = split.whole(held), teaching.company(held.card, 6691)
+    nodules, simulated = split.whole(held), teaching.company(held, 6691)
     fold, p = split.folds(nodules.y, nodules.units, 5, 0), np.empty(len(nodules))
     for k in np.unique(fold):
         left = nodules.take(np.flatnonzero(fold == k))

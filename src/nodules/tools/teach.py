@@ -57,7 +57,7 @@ def teach(data: str, path: Path, *, credit: str, folds: int, epochs: int, phanto
     fold = split.folds(part.y, part.units, folds, seed)
     if (fewest := min(len(np.unique(part.units[fold != k])) for k in range(folds))) < folds:
         raise InputError(f"{data}: without one fold {fewest} patients are left; use fewer folds than that with --folds")
-    others = teaching.company(card, phantom)
+    others = teaching.company(held, phantom)
     options = {"folds": folds, "epochs": epochs, "seed": seed}
     about = {
         "name": path.stem,
