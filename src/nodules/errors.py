@@ -1,6 +1,6 @@
 """Errors that a user can cause, each reported in one line."""
 
-SEEDS = 2**32 - 1  # the largest seed that all libraries accept
+SEEDS = 2**31 - 1  # the largest seed: libraries accept twice as much, and repeats count on from it
 
 
 class InputError(ValueError):

@@ -135,14 +135,15 @@ def test_heads_of_each_augmentation_learn_the_same_task(tmp_path, monkeypatch):
     part = Part(source, y, 40 + np.arange(60), table, table["id"].to_numpy())  # the last of more patches
     body = bodies.build(bodies.Spec("resnet10t", "random"), "HU")
     features = bank.compute(body, images)
-    recipes, train = [], heads.train
-    monkeypatch.setattr(heads, "train", lambda *given: recipes.append(given[2]) or train(*given))
+    calls, train = [], heads.train
+    monkeypatch.setattr(heads, "train", lambda *given: calls.append(given) or train(*given))
     for kind in ("none", "blur"):
-        models = experiments.ablation_heads(body, part, "all", kind)
-        assert recipes[-1].augment == (kind != "none"), "else an augmentation is computed, and never seen"
+        models = experiments.ablation_heads(body, part, "all", kind, seed=5)
+        assert calls[-1][2].augment == (kind != "none"), "else an augmentation is computed, and never seen"
         p = experiments.predict(models, features, np.arange(60))
         assert p.shape == (2, 60) and min(roc_auc_score(y, of_head) for of_head in p) > 0.9
         assert not np.allclose(p[0], p[1]), "each seed has its own head"
+    assert [seed for *_, seed in calls] == [5, 6] * 2
 
 
 @pytest.mark.parametrize("patients", [60, 120])

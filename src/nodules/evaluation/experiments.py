@@ -161,7 +161,7 @@ def extrapolate(sizes: np.ndarray, errors: np.ndarray, at: np.ndarray) -> pd.Dat
     return pd.DataFrame({"x": at, "value": first, "low": low, "high": high})
 
 
-def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str) -> list[nn.Module]:
+def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str, seed: int) -> list[nn.Module]:
     """Heads with several seeds, trained on the same patches with one kind of augmentation.
 
     Args:
@@ -169,13 +169,14 @@ def ablation_heads(body: bodies.Body, part: Part, pool: str, kind: str) -> list[
         part: patches to train on; every tenth is for validation only.
         pool: as for :func:`nodules.networks.bank.compute`.
         kind: of augmentation, ``none`` or one of :func:`nodules.data.transforms.vary`.
+        seed: of the augmentation; the heads have this one and those after it.
     """
     images, places = part.images, np.arange(len(part))
-    features = bank.compute(body, images, pool, kind, ABLATION_VIEWS)
+    features = bank.compute(body, images, pool, kind, ABLATION_VIEWS, seed)
     alone = replace(part, source=images, rows=places)
     parts = split.divide(alone, np.where(places % 10 == 9, "valid", "train"))
     recipe = heads.Recipe(ABLATION_EPOCHS, heads.LR, augment=kind != "none")
-    return [heads.train(features, parts, recipe, seed).model for seed in range(ABLATION_SEEDS)]
+    return [heads.train(features, parts, recipe, seed + i).model for i in range(ABLATION_SEEDS)]
 
 
 def predict(models: list[nn.Module], features: Bank, rows: np.ndarray) -> np.ndarray:
