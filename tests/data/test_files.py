@@ -137,6 +137,13 @@ def test_csv_files_as_spreadsheets_write_them_are_read(tmp_path, images, name, e
     assert np.array_equal(files.tiles(tmp_path / "t.tif", tmp_path / "l.csv")["malignant"].read(), LABELS)
 
 
+def test_names_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "places.csv").write_text("nodule,note\n007,\nNA,null\n,x\n")
+    table = files.spreadsheet(tmp_path / "places.csv", text=True)
+    assert table["nodule"].tolist()[:2] == ["007", "NA"] and table["note"].tolist()[1:] == ["null", "x"]
+    assert table.isna().sum().tolist() == [1, 1], "only what is empty is missing"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

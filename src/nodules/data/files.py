@@ -273,7 +273,7 @@ def _pages(path: Path, file: tifffile.TiffFile) -> tuple[tuple[int, ...], np.dty
 def spreadsheet(path: Path, most: int = CSV_BYTES, text: bool = False) -> pd.DataFrame:
     """A CSV as spreadsheets write it, at most ``most`` bytes: without empty rows and columns, names in lower case.
 
-    With ``text``, every value is left as it is written: 007 is no number.
+    With ``text``, every value is left as it is written: 007 is no number, and NA is a name.
     """
     with opening(path, "CSV"), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # for rows that are longer than the header
@@ -287,7 +287,8 @@ def spreadsheet(path: Path, most: int = CSV_BYTES, text: bool = False) -> pd.Dat
             lines = lines.partition("\n")[2]
         separator = max(SEPARATORS, key=lines.partition("\n")[0].count)
         decimal = "," if separator == ";" and "," in lines else "."
-        options = {"dtype": str} if text else {"decimal": decimal}
+        as_written = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+        options = as_written if text else {"decimal": decimal}
         table = pd.read_csv(io.StringIO(lines), sep=separator, index_col=False, skipinitialspace=True, **options)
         table = table.dropna(how="all").dropna(how="all", axis=1)
         table.columns = [str(name).strip().lower() for name in table.columns]
