@@ -236,14 +236,14 @@ def pictured(
         window: pixel values shown as black and white.
     """
     seen = part.take(np.array([answer["row"]])).images
-    scaled = taught.members[0].network.body[0](tensor(seen)).cpu().numpy()
+    scaled = taught.members[0].network.body[0](small.middle(tensor(seen))).cpu().numpy()
     grown = np.ones((GROWN, GROWN))
     attention, evidence = (small.middle(np.kron(each[0], grown)) for each in taught.maps(seen))
     return {
         **dict(zip(("first", "second", "third"), pictures, strict=True)),
         "names": names,
         "sides_mm": sides_mm,
-        "patch": small.middle(scaled[0, 0]),  # Hounsfield units in the lung window
+        "patch": scaled[0, 0],  # Hounsfield units in the lung window
         "attention": attention,
         "evidence": evidence,
         "parts": pd.DataFrame({"name": list(GROUPS), "value": [answer[name] for name in GROUPS]}),
