@@ -65,7 +65,7 @@ def test_an_extent_is_the_longest_way_across():
     assert extents[2] == 1 and np.isnan(extents[3])
 
 
-def test_a_slice_without_an_outline_is_measured_on_the_nearest_slice_of_its_nodule():
+def test_a_slice_without_an_outline_is_measured_on_the_next_slice_of_its_nodule():
     table = pd.DataFrame({"nodule": [*"bababbc"], "slice_index": [2, 1, 1, 0, 0, 3, 0]}, index=range(10, 17))
     extents = np.array([np.nan, 7.0, 5.0, np.nan, 4.0, np.nan, np.nan])
     assert baselines.laid(extents, table).tolist() == [5, 7, 5, 7, 4, 5, 0], "nodule c has no outline at all"

@@ -54,7 +54,9 @@ def extents(masks: np.ndarray) -> np.ndarray:
 
 
 def laid(extents: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """Extents (N,) in which a slice without one takes that of the nearest slice of its nodule; 0 where none has one.
+    """Extents (N,) in which a slice without one takes that of the next slice of its nodule, below or else above.
+
+    0 where none has one.
 
     Radiologists may disagree about a nodule's outer slices, so that no outline is common to them. A size of 0 would
     call such slices of large nodules benign, and make a ruler look worse than it is.
