@@ -1,6 +1,5 @@
 """Exercises on interpretation: thresholds, precision, activation maps by hand, and tests of such maps."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,10 @@ from torch.nn import functional as F
 
 from nodules.check.answers import array, called, choice, close, given, number, require, right
 from nodules.data.patches import Patches
-from nodules.evaluation import decisions
+from nodules.evaluation import decisions, localisation
+from nodules.networks.maps import forgotten
 
 SHARE = 0.1  # of the pixels that are deleted
-BLOB = 8  # pixels, standard deviation of the blob in the middle, as in the lesson
 
 
 def exercise_7_1(rates: Callable) -> None:
@@ -152,23 +151,6 @@ def exercise_7_5(grad_cam: Callable, network: nn.Module, images: Tensor) -> None
     right("equal to Captum's LayerGradCam, with one hook. On a mean and one linear layer it is a scaled classic CAM.")
 
 
-def _blob(count: int) -> np.ndarray:
-    """A blob in the middle, for each of some patches, (count, 64, 64)."""
-    away = np.square(np.arange(64) - 31.5)
-    return np.repeat(np.exp(-(away[:, None] + away) / (2 * BLOB**2))[None], count, axis=0)
-
-
-def _forgotten(network: nn.Module) -> nn.Module:
-    """The same network with a head of newly drawn weights."""
-    drawn = copy.deepcopy(network)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        for layer in drawn.head.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
-    return drawn
-
-
 def _check_tests(likeness: Callable, pointing: Callable, deleted: Callable) -> None:
     """Raise Wrong unless the three tests of a map are right on maps of noise."""
     rng = np.random.default_rng(0)
@@ -214,9 +196,9 @@ def exercise_7_6(
 
     rows = np.flatnonzero((ct.table["malignant"] == 1) & new & ct.masks.any((1, 2)))
     images = (ct.images[rows].clip(-1000, 400) / 500 + 1.4).astype(np.float32)
-    small = [_grad_cam(net, torch.from_numpy(images[:, None])) for net in (network, _forgotten(network))]
+    small = [_grad_cam(net, torch.from_numpy(images[:, None])) for net in (network, forgotten(network, 1))]
     grown = F.interpolate(small[0][:, None], (64, 64), mode="bilinear")[:, 0].numpy()
-    shown = {"Grad-CAM": grown, "blob": _blob(len(rows))}
+    shown = {"Grad-CAM": grown, "blob": localisation.controls(len(rows), 0)["centred blob"]}
 
     @torch.no_grad()
     def mean_p(pixels: np.ndarray) -> float:

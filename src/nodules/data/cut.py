@@ -34,6 +34,7 @@ REACH = 2  # slices below and above a place, of which the outermost do not count
 UNITS = ("mm", "voxel")
 LUNA16 = ("annotations.csv", "candidates.csv")
 LUNA16_BYTES = 200_000_000  # of candidates.csv, at most
+HALF_MM = 30.0  # of a plane, from its middle
 NEAR_MM = 5.0  # between a place of LUNA16 and the middle of the nodule that it is
 SHOWN = 3  # names in a message
 MOST_WORKERS = 8  # unless told: each holds a scan
@@ -98,15 +99,15 @@ def voxel_of(scan: Scan, place: dict[str, Any]) -> np.ndarray:
     )
 
 
-def planes(scan: Scan, voxel: np.ndarray, half_mm: float = 30.0) -> tuple[list[np.ndarray], list[list[float]]]:
+def planes(scan: Scan, voxel: np.ndarray) -> tuple[list[np.ndarray], list[list[float]]]:
     """The axial, coronal and sagittal plane through a voxel (x, y, z), the head up, and their sides.
 
     Returns:
-        Three pictures that reach at least ``half_mm`` to each side, ``AIR`` beyond the scan; width and height of each
+        Three pictures that reach at least ``HALF_MM`` to each side, ``AIR`` beyond the scan; width and height of each
         in mm.
     """
     middle, spacing = np.rint(voxel).astype(int), np.array(scan.spacing)
-    reach = np.ceil(half_mm / spacing).astype(int)
+    reach = np.ceil(HALF_MM / spacing).astype(int)
     x, y, z = (np.arange(at - far, at + far + 1) for at, far in zip(middle, reach, strict=True))
     sides = (2 * reach + 1) * spacing
 

@@ -81,11 +81,11 @@ def erasure(network: nn.Module, images: np.ndarray, maps: np.ndarray) -> dict[st
 
     Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv 1806.07421): a map is true to the network if erasing a
     few of its highest pixels takes the probability away, and showing a few brings it back. An erased pixel takes the
-    mean of its image, on all slices. That is a density, too, so only curves of the same network are compared.
+    mean of its image. That is a density, too, so only curves of the same network are compared.
 
     Args:
         network: whose decision the maps explain.
-        images: (N, 64, 64) or (N, C, 64, 64), pixel values.
+        images: (N, 64, 64), pixel values.
         maps: (N, 64, 64).
 
     Returns:
@@ -94,9 +94,7 @@ def erasure(network: nn.Module, images: np.ndarray, maps: np.ndarray) -> dict[st
     # Ties, as where a map is 0, are broken by place, the same for all maps
     rank = np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable"), axis=1)
     rank = rank.reshape(maps.shape) / maps[0].size
-    empty = images.mean(axis=(-2, -1), keepdims=True)
-    if images.ndim == 4:
-        rank = rank[:, None]
+    empty = images.mean(axis=(1, 2), keepdims=True)
     return {
         way: np.stack(
             [predict(network, np.where((rank < share) == shown, images, empty), 1)[:, 0] for share in SHARES], 1

@@ -21,7 +21,6 @@ from nodules.report import answer, cards, text
 
 CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
 RESULTS_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
-PICO = "pico.classless.min.css"  # https://picocss.com, version 2.1.1, MIT licence
 NOTEBOOKS_MARKS = ("<!-- notebooks: written by make figures -->", "<!-- end of notebooks -->")
 
 
@@ -122,7 +121,7 @@ def as_html(report: str, titles: dict[str, str], folder: Path) -> str:
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(folder)}})
     structure = _structured(body, titles)
-    return text.render("page.html", structure | {"pico": (text.TEMPLATES / PICO).read_text(encoding="utf-8")})
+    return text.render("page.html", structure | {"pico": text.style()})
 
 
 def _structured(body: str, titles: dict[str, str]) -> dict[str, Any]:

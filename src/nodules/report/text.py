@@ -16,6 +16,7 @@ from nodules.errors import InputError
 from nodules.evaluation.metrics import wilson
 
 TEMPLATES = Path(__file__).with_name("templates")
+PICO = TEMPLATES / "pico.classless.min.css"  # https://picocss.com, version 2.1.1, MIT licence
 WORDS = {None: "unknown", True: "yes", False: "no"}
 
 
@@ -27,6 +28,11 @@ def number(value: float, spec: str = ".3f") -> str:
 def interval(values: dict[str, float], name: str, spec: str = ".3f") -> str:
     """A value with its 95% interval, ``name``, ``<name>_low`` and ``<name>_high``: ``0.891 (0.835 to 0.935)``."""
     return span(*(_value(values, f"{name}{end}") for end in ("", "_low", "_high")), spec)
+
+
+def style() -> str:
+    """The style sheet of pages."""
+    return PICO.read_text(encoding="utf-8")
 
 
 def span(value: float, low: float, high: float, spec: str = ".3f") -> str:

@@ -140,10 +140,10 @@ def page(taught: Model, judged: Judged) -> str:
     """A page with a sheet for each nodule."""
     from nodules.report import text
 
-    css = (text.TEMPLATES / "pico.classless.min.css").read_text(encoding="utf-8")
     nodules, stacks = judged.answers.assign(row=np.arange(len(judged.answers))), split.stacked(judged.part)
     sheets = [_sheet(taught, judged, stacks, rows) for _, rows in nodules.groupby("nodule", sort=False)]
-    return text.render("opinion.html", {"sheets": sheets, "source": judged.source, "about": taught.about, "pico": css})
+    values = {"sheets": sheets, "source": judged.source, "about": taught.about, "pico": text.style()}
+    return text.render("opinion.html", values)
 
 
 def _sheet(taught: Model, judged: Judged, stacks: Part, rows: pd.DataFrame) -> dict[str, Any]:
