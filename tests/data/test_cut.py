@@ -87,14 +87,15 @@ def test_beyond_the_scan_there_is_air(chest):
     assert (cut.window(chest[0], np.array([500, 500, 0])) == AIR).all()
 
 
-def test_planes_pass_through_the_place_with_the_head_up(tmp_path):
+def test_planes_pass_through_the_place_with_the_head_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(cut, "HALF_MM", 8)
     hu = values(12, 40, 50)
     scan = scans.read(scans.find(write_volume(tmp_path / "a.mha", hu, (1, 1, 2), (0, 0, 0)))[0])
-    (axial, coronal, sagittal), sides = cut.planes(scan, np.array([20, 15, 6]), 8)
+    (axial, coronal, sagittal), sides = cut.planes(scan, np.array([20, 15, 6]))
     assert np.array_equal(axial, hu[6, 7:24, 12:29]) and sides[0] == [17, 17]
     assert np.array_equal(coronal, hu[2:11, 15, 12:29][::-1]) and sides[1] == [17, 18]
     assert np.array_equal(sagittal, hu[2:11, 7:24, 20][::-1])
-    assert (cut.planes(scan, np.array([0, 0, 0]), 8)[0][0][:8] == AIR).all()
+    assert (cut.planes(scan, np.array([0, 0, 0]))[0][0][:8] == AIR).all()
 
 
 TWICE = {"series": ["1.2.3"] * 2, "unit": ["mm"] * 2} | {name: [1, 1] for name in "xyz"}
