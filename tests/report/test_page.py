@@ -283,6 +283,7 @@ def test_the_first_screen_answers_the_question(content, tmp_path):
 def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp_path, monkeypatch):
     places = {"divisions": tmp_path / "divisions.json", "runs on a phantom": tmp_path / "phantom.json"}
     monkeypatch.setattr(answer, "SWEPT", places)
+    monkeypatch.setattr(answer, "DIVISIONS", "divisions")
     assert "How much is chance" not in shown(content, tmp_path), "nothing is said of sweeps that nobody ran"
     ends = {"above": 3, "below": 7, "mean": 0.012, "least": -0.003, "most": 0.021}
     found = [{"fact": "added_nodules", "above": 21, "below": 0}, {"fact": "gain_nodules"} | ends]
@@ -290,10 +291,12 @@ def test_the_first_screen_says_in_how_many_runs_of_a_sweep_it_holds(content, tmp
     assert "in 24 runs on a phantom. Per nodule" in shown(content, tmp_path)
     ends = {"above": 2, "below": 0, "mean": 0.014, "least": 0.012, "most": 0.015}
     found = [{"fact": "added_nodules", "above": 5, "below": 0}, {"fact": "gain_nodules"} | ends]
-    record.write_json(places["divisions"], {"runs": 5, "findings": found, "results": []})
+    ruler = {"name": "ruler on the slice, mm", "metric": "accuracy", "least": 0.686, "most": 0.819}
+    record.write_json(places["divisions"], {"runs": 5, "findings": found, "results": [ruler]})
     report = shown(content, tmp_path)
     first = report[report.index("<main>") : report.index("<h2")]
     assert "in 5 divisions and in 24 runs on a phantom" in first
+    assert "In 5 divisions of the patients, the ruler is right for 69% to 82%" in first
     assert "surely adds to the ruler in 5 of 5 and 21 of 24 of them" in first
     assert "beats the ruler in 2 of 5 and 3 of 24, and surely loses to it in 0 of 5 and 7 of 24." in first
     assert "to the most, +0.014 (+0.012 to +0.015) and +0.012 (-0.003 to +0.021)." in first
