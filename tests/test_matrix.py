@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nodules import course, paths, plots
+from nodules import course, paths, plots, study
 from nodules.data import split
 from nodules.evaluation import baselines, metrics
 from nodules.report import page
@@ -34,7 +34,7 @@ SMALL = {
     "members": 2,
     "company": 60,
     "seeds": 2,
-    "ingredients": ["neighbours", "densities", "outlines", "company", "all"],
+    "ingredients": list(study.CHOICES["ingredients"]),
     "fold_epochs": 1,
     "cases": 6,
     "pointed": 12,

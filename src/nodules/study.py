@@ -39,7 +39,10 @@ CHOICES = {
     "pool": POOLS,
     "rule": RULES,
     "folds": (0, *range(2, 11)),
-    "ingredients": ("neighbours", "densities", "outlines", "company", "all"),
+    "ingredients": (
+        *("attention", "outlines", "densities", "company", "middle", "sampling", "neighbours"),
+        *("spacing", "resolution", "ratings", "readers", "all"),
+    ),
 }
 
 

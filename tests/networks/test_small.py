@@ -136,6 +136,15 @@ def test_the_evidence_is_what_features_under_attention_add_to_the_logit(nodules)
     assert torch.allclose(evidence.sum((1, 2)), logit - nodules(images).diff(dim=1)[:, 0], atol=1e-5)
 
 
+def test_without_attention_it_does_not_matter_what_lies_inside():
+    network = small.seeded(partial(small.Unattended, HU), 0).eval()
+    images = torch.randn(2, 1, 64, 64) * 300 - 600
+    before = network(images)
+    with torch.no_grad():
+        network.outline.bias += 3
+    assert torch.equal(network(images), before)
+
+
 def test_the_loss_of_the_outline_counts_what_is_known():
     outline, inside = torch.zeros(2, 1, 12, 12), torch.zeros(2, 1, 64, 64)
     assert math.isclose(small.outline_loss(outline, inside), math.log(2), rel_tol=1e-6)

@@ -129,6 +129,14 @@ class NoduleNet(nn.Module):
         return inside.sum((2, 3)) + 0.1
 
 
+class Unattended(NoduleNet):
+    """The same network without attention: features are averaged over all cells once more, and there is no size."""
+
+    def pooled(self, maps: Tensor, inside: Tensor) -> Tensor:
+        """As for :class:`NoduleNet`, with everything inside."""
+        return super().pooled(maps, torch.ones_like(inside))
+
+
 @torch.inference_mode()
 def attention(network: NoduleNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the network looks, and the evidence for malignant that it finds there.
