@@ -75,7 +75,8 @@ def test_a_small_network_has_trouble_telling_them_apart(pairs):
         with torch.no_grad():
             logits = net(values[test, None])
         aucs.append(roc_auc_score(real[test], logits[:, 1] - logits[:, 0]))
-    assert np.mean(aucs) < 0.85, aucs  # the card says 0.80; 0.97 before vessels, noise, bone and position were matched
+    # The card says 0.84, with 0.01 from training to training; before vessels, noise, bone and position were matched: 0.97
+    assert np.mean(aucs) < 0.88, aucs
 
 
 def fitted(values, target, epochs=20):
