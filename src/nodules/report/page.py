@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from nodules import course, paths, plots, record
 from nodules.errors import InputError
 from nodules.report import answer, cards, text
+from nodules.workers import allowed, processes
 
 CARDS = {"data_card.md": cards.data_cards, "model_card.md": cards.model_card, "claim.md": cards.claim}
 RESULTS_MARKS = ("<!-- results: written by make figures -->", "<!-- end of results -->")
@@ -259,18 +261,23 @@ def _brief(content: dict[str, Any]) -> pd.DataFrame:
 def _draw(folders: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
     """Draw every figure kept in ``folders`` into ``folder``, with a sidecar that says where it comes from."""
     kept = [path for source in folders for path in sorted(source.glob("*.json")) if path.name != "results.json"]
-    figures = {}
-    for path in tqdm(kept, "figures"):
-        figure, about = record.redraw(path)
-        save(figure, folder / f"{path.stem}.png")
-        record.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
-        figures[path.stem] = about | {"title": plots.title(figure), "alt": plots.described(figure)}
+    with processes(allowed()) as executor:
+        drawn = list(tqdm(executor.map(partial(_drawn, folder=folder), kept), "figures", len(kept)))
+    figures = {path.stem: about for path, about in zip(kept, drawn, strict=True)}
     for picture in folder.glob("*.png"):
         beside = picture.with_suffix(".json")
         if picture.stem not in (*figures, "answer") and beside.exists():  # else it is none of an earlier report's
             picture.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
     return dict(sorted(figures.items(), key=lambda item: (item[1]["notebook"], item[1]["order"])))
+
+
+def _drawn(path: Path, folder: Path) -> dict[str, Any]:
+    """Draw one kept figure into ``folder``."""
+    figure, about = record.redraw(path)
+    save(figure, folder / f"{path.stem}.png")
+    record.write_json(folder / f"{path.stem}.json", {k: v for k, v in about.items() if k != "arguments"})
+    return about | {"title": plots.title(figure), "alt": plots.described(figure)}
 
 
 def _answer(content: dict[str, Any], folder: Path) -> dict[str, Any]:
