@@ -39,7 +39,7 @@ LIMIT = 4.0  # smoothed training loss that counts as divergence, as a multiple o
 # fastai's Adam in one pass over each tensor: its own takes a fifth of a ResNet's step
 ADAM = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
 # The head alone, before all layers; many more epochs overfit
-PROBE = heads.Recipe(epochs=5, lr=heads.LR, augment=True)
+PROBE = heads.Recipe(epochs=10, lr=heads.LR, augment=True)
 
 
 @dataclass(frozen=True)
