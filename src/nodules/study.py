@@ -39,6 +39,7 @@ CHOICES = {
     "pool": POOLS,
     "rule": RULES,
     "folds": (0, *range(2, 11)),
+    "cited": ("SqueezeNet", "CapsuleNet"),
     "ingredients": (
         *("attention", "outlines", "densities", "company", "middle", "sampling", "neighbours"),
         *("spacing", "resolution", "ratings", "readers", "all"),
