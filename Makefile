@@ -113,7 +113,9 @@ data-lidc: $(ENVIRONMENT) $(FETCHING)  ## download CT scans of PATIENTS=20 (or a
 PATIENTS ?= 20
 
 test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
-	"$(PY)" -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest $(AT_ONCE) $(TEST_ARGS)
+# Processes of a thread each: more threads than cores slow each other many times over
+AT_ONCE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 gpu: $(ENVIRONMENT)  ## prove on an NVIDIA GPU that it computes what the CPU does, and how fast; skipped elsewhere
 	"$(PY)" -m pytest -m gpu -s
