@@ -22,7 +22,7 @@ settings.load_profile("seeded")
 
 
 def pytest_collection_modifyitems(items):
-    """What stays in one process: tests of a file, and of the files that share one run; these begin, as they take long.
+    """Keep tests of a file in one process, and those of the files that share one run, which begin, as they take long.
 
     Those of the matrix share nothing, and each takes minutes.
     """
