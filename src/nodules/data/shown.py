@@ -52,8 +52,9 @@ def slice_by_slice(part: Part) -> Part:
 
 def by_readers(part: Part) -> Part:
     """Nodules count as often in an epoch as radiologists rated them, if they have as many slices."""
+    nodules = pd.Series(part.nodules, part.table.index).astype(str)
     nth = _nth(part, _readers(part)).astype(str)
-    return replace(part, table=part.table.assign(nodule=pd.Series(part.nodules, part.table.index) + " " + nth))
+    return replace(part, table=part.table.assign(nodule=nodules + " " + nth))
 
 
 def of_single_readers(part: Part) -> Part:
