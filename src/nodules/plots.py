@@ -287,6 +287,7 @@ def losses(table: pd.DataFrame, top: float, heading: str) -> Figure:
     lowest = table["valid_loss"].idxmin()
     axis.plot(table["epoch"][lowest], table["valid_loss"][lowest], "o", color=ORANGE, label="lowest on valid")
     axis.set(title=heading, xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
+    axis.locator_params(axis="x", integer=True)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(figure)
     return figure
@@ -312,6 +313,8 @@ def result(
     middle.legend(frameon=False, fontsize=10)
     right.plot(steps["epoch"], steps["lr"], color=BLUE, linewidth=1)
     right.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    for axis in (left, middle, right):
+        axis.locator_params(axis="x", integer=True)
     left.legend(fontsize=9, loc="lower right")
     figure.suptitle(heading)
     sns.despine(figure)
