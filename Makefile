@@ -115,7 +115,7 @@ PATIENTS ?= 20
 test: $(ENVIRONMENT) $(TEACHING)  ## run the tests, including all notebooks; TEST_ARGS="-m slow" runs the slow ones
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest $(AT_ONCE) $(TEST_ARGS)
 # Processes of a thread each: more threads than cores slow each other many times over
-AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 gpu: $(ENVIRONMENT)  ## prove on an NVIDIA GPU that it computes what the CPU does, and how fast; skipped elsewhere
 	"$(PY)" -m pytest -m gpu -s

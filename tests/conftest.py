@@ -10,7 +10,7 @@ import soak
 from nodules import paths
 
 REAL = paths.ROOT.parent / "shared" / "data"  # real patches for measuring, no part of the project
-OF_SMOKE = ("test_notebooks", "test_browser", "test_report_in_browser", "test_book_in_browser")
+LONGEST = ("test_matrix", "test_notebooks")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
@@ -21,16 +21,9 @@ settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keep tests of a file in one process, and those of the files that share one run, which begin, as they take long.
-
-    Those of the matrix share nothing, and each takes minutes.
-    """
-    for item in items:
-        if item.path.stem != "test_matrix":
-            item.add_marker(pytest.mark.xdist_group("smoke" if item.path.stem in OF_SMOKE else item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in OF_SMOKE)
+    """Begin with the files that take longest, since each is run in one process."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
