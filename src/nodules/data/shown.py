@@ -53,25 +53,21 @@ def slice_by_slice(part: Part) -> Part:
 def by_readers(part: Part) -> Part:
     """Nodules count as often in an epoch as radiologists rated them, if they have as many slices."""
     nodules = pd.Series(part.nodules, part.table.index).astype(str)
-    nth = _nth(part, _readers(part)).astype(str)
+    nth = _reader(part).astype(str)
     return replace(part, table=part.table.assign(nodule=nodules + " " + nth))
 
 
 def of_single_readers(part: Part) -> Part:
     """Each slice has the label of one radiologist, in turn, so that an average nodule's is soft; a 3 tells nothing."""
-    nth = _nth(part, _readers(part))
+    nth = _reader(part)
     own = np.array([float(ratings.split(";")[n]) for ratings, n in zip(part.table["ratings"], nth, strict=True)])
     return replace(part, y=np.where(own == 3, part.y, (own > 3).astype(part.y.dtype)))
 
 
-def _readers(part: Part) -> pd.Series:
-    """Number of radiologists who rated each patch's nodule."""
-    return part.table["ratings"].str.count(";") + 1
-
-
-def _nth(part: Part, count: pd.Series) -> np.ndarray:
-    """0, 1, ... ``count`` - 1, 0, ... over the slices of each nodule, (N,)."""
-    return (part.table.groupby(part.nodules).cumcount() % count).to_numpy()
+def _reader(part: Part) -> np.ndarray:
+    """To which of the radiologists who rated its nodule each slice falls, in turn: 0, 1, ..., (N,)."""
+    readers = part.table["ratings"].str.count(";") + 1
+    return (part.table.groupby(part.nodules).cumcount() % readers).to_numpy()
 
 
 def _redrawn(part: Part, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> Part:
