@@ -141,13 +141,22 @@ def test_groups_follow_the_stages(architecture):
             assert all(gradient is None for gradient in early)
 
 
-def test_frozen_and_trained_whole():
-    body = bodies.build(Spec(SMALL, "random")).to(memory_format=torch.channels_last)
-    images = body.prepare(torch.randn(2, 64, 64))
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", SMALL])
+def test_frozen_it_computes_the_same_and_can_still_be_trained_whole(name, bfloat16, monkeypatch):
+    monkeypatch.setattr(bodies, "has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(bodies, "device", lambda: torch.device("cpu"))
+    body = bodies.build(Spec(name, "random"))
+    images = body.prepare(torch.randn(4, 64, 64))
     before = weights.fingerprint(body.state_dict())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        frozen = body.eval()(images.to(memory_format=torch.channels_last))
-    assert all(features.isfinite().all() for features in frozen)
+    frozen = body.frozen()
+    folded = not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in frozen.modules())
+    assert folded == name.startswith("resnet")
+    with torch.inference_mode():
+        for expected, computed in zip(body(images), frozen(images), strict=True):
+            assert computed.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+            error = (computed.float() - expected).abs().mean() / expected.abs().mean()
+            assert error < (0.15 if bfloat16 else 1e-4)
     assert weights.fingerprint(body.state_dict()) == before
     body.train()(images)[-1].sum().backward()
     assert all(parameter.grad is not None for parameter in body.parameters())

@@ -4,7 +4,6 @@ fastai 0.7's ``precompute=True`` kept only the features of the plain images and 
 holds several views of each patch, and a head draws one of them per patch and epoch.
 """
 
-import copy
 import hashlib
 import inspect
 import sys
@@ -99,10 +98,9 @@ def compute(
     shape = (len(images), {"none": 1, "dihedral": 8}.get(kind, 1 + k), width(body, pool))
 
     def make(path: Path) -> dict[str, float]:
-        # A copy: the layout of the caller's weights, and so rounding, must not depend on what is in the cache
-        ready = copy.deepcopy(body.eval()).to(device(), memory_format=torch.channels_last)
         started = time.perf_counter()
-        _fill(path, shape, ready, images, pool, kind, seed)
+        # A copy: the layout of the caller's weights, and so rounding, must not depend on what is in the cache
+        _fill(path, shape, body.frozen(), images, pool, kind, seed)
         return {"patches_per_second": shape[0] * shape[1] / (time.perf_counter() - started)}
 
     key = _key(body, images) | {"pool": pool, "views": kind, "count": shape[1], "seed": seed}
@@ -160,9 +158,8 @@ def _fill(
     # One per view, used in the order of the patches
     draws = [np.random.default_rng([seed, view]) for view in range(views_of_each)]
     bar = tqdm(total=count * views_of_each, desc=f"{body.architecture} ({body.weights.name})", unit="patch")
-    precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())
     # Not a memory map: writing to one on a full disk kills the process silently
-    with path.open("wb") as file, bar, precision:
+    with path.open("wb") as file, bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for start in range(0, count, FORWARD_BATCH):
             batch = torch.from_numpy(images[start : start + FORWARD_BATCH].astype(np.float32))[:, None].to(device())

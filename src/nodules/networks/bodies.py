@@ -4,6 +4,7 @@ ResNets (He et al. 2015, arXiv 1512.03385) come from torchvision, EfficientNet-L
 1905.11946) and all other architectures from timm.
 """
 
+import copy
 import re
 import warnings
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from nodules.data import transforms
 from nodules.errors import InputError, in_brief
 from nodules.networks import weights
+from nodules.networks.device import device, has_bfloat16
 from nodules.networks.weights import ARCHITECTURES, ASTRA_ARCHITECTURES, LITE0, LITE0_IN_TIMM, RESNETS, State
 
 REPORTED = "resnet50"  # the 2019 report's choice
@@ -124,7 +127,20 @@ class Body(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (N, channels, height, width) of every stage, from prepared images (N, 3, size, size)."""
-        return list(self.net(images))
+        return list(self.net(images.to(next(self.net.parameters()).dtype)))
+
+    def frozen(self) -> "Body":
+        """A copy for features alone, on the device; this body is put into evaluation mode, and otherwise left as it is.
+
+        A ResNet's batch norm is folded into the convolutions before it, and all is in bfloat16 where the hardware
+        multiplies that: together these save a quarter to a third of the time.
+        """
+        body = copy.deepcopy(self.eval())
+        if isinstance(body.net, Stages):
+            body.net = fuse(body.net)
+        if has_bfloat16():
+            body.net.bfloat16()
+        return body.to(device(), memory_format=torch.channels_last)
 
     def groups(self) -> list[list[nn.Parameter]]:
         """All parameters by stage, from input to output, for discriminative learning rates."""

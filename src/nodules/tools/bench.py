@@ -123,15 +123,12 @@ def forward(n: int) -> dict[str, Any]:
     import torch
 
     from nodules.networks import bank, bodies
-    from nodules.networks.device import device, has_bfloat16
 
-    body = bodies.build(bodies.Spec(ARCHITECTURE, "random"), unit="HU").eval()
-    body = body.to(device(), memory_format=torch.channels_last)
+    body = bodies.build(bodies.Spec(ARCHITECTURE, "random"), unit="HU").frozen()
     batches = torch.from_numpy(_noise(n)).split(bank.FORWARD_BATCH)
     ready = [body.prepare(batch).contiguous(memory_format=torch.channels_last) for batch in batches]
-    precision = torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16())
     started = time.perf_counter()
-    with torch.inference_mode(), precision:
+    with torch.inference_mode():
         for batch in ready:
             body(batch)[-1].mean().item()  # waits for a GPU
     return {"seconds": time.perf_counter() - started}
