@@ -121,7 +121,10 @@ class NoduleNet(nn.Module):
     def pooled(self, maps: Tensor, inside: Tensor) -> Tensor:
         """Mean, maximum, mean inside, and the logarithm of the size: (N, 385)."""
         size = self.size(inside)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), (maps * inside).sum((2, 3)) / size, size.log()], 1)
+        # One product for both means, on cells in the order in memory: sums of maps take a sixth of a training step more
+        cells, shares = maps.permute(0, 2, 3, 1).flatten(1, 2), inside.flatten(2) / size[:, None]
+        mean, attended = (torch.cat([torch.full_like(shares, 1 / shares.shape[2]), shares], 1) @ cells).unbind(1)
+        return torch.cat([mean, F.adaptive_max_pool2d(maps, 1).flatten(1), attended, size.log()], 1)
 
     @staticmethod
     def size(inside: Tensor) -> Tensor:
