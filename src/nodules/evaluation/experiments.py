@@ -7,6 +7,7 @@ of a second, so an experiment can be repeated to measure its spread.
 import itertools
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from nodules.errors import InputError
 from nodules.evaluation import metrics
 from nodules.networks import bank, bodies, heads
 from nodules.networks.bank import Bank
+from nodules.workers import allowed, processes
 
 COMPONENTS, STRENGTH = 128, 1e-2  # of the quick model: components, inverse regularisation
 LEAKS = {"auc": "AUC", "accuracy": "accuracy", "log_loss": "log-loss"}
@@ -62,17 +64,19 @@ def leakage(x: np.ndarray, table: pd.DataFrame, most: list[int], repeats: int, s
         ``metrics.METRICS`` on test. Levels at which the units can't be kept apart with both classes in all parts are
         left out.
     """
-    rows, y = [], table["malignant"].to_numpy()
-    for level in tqdm(most, "leakage", unit="level"):
-        cuts = [_cut(table, level, seed + repeat) for repeat in range(repeats)]
-        for repeat, (few, apart) in enumerate(cuts if None not in cuts else []):
-            arms = {"apart": apart, "random": split.dealt(apart, y[few], seed + repeat)}
-            for arm, parts in arms.items():
-                train, test = few[parts == "train"], few[parts == "test"]
-                p, every = quick(x[train], y[train], x[test]), np.ones((1, len(test)))
-                scores = {name: float(metric(y[test], p, every)[0]) for name, metric in metrics.METRICS.items()}
-                about = {"slices": level, "repeat": repeat, "arm": arm, "ratio": len(test) / len(train)}
-                rows.append(about | scores)
+    rows, y, seeds = [], table["malignant"].to_numpy(), range(seed, seed + repeats)
+    with processes(allowed()) as pool:  # to cut takes longer than to train
+        cuts_of = {level: pool.map(partial(_cut, table, level), seeds) for level in most}
+        for level in tqdm(most, "leakage", unit="level"):
+            cuts = list(cuts_of[level])
+            for repeat, (few, apart) in enumerate(cuts if None not in cuts else []):
+                arms = {"apart": apart, "random": split.dealt(apart, y[few], seed + repeat)}
+                for arm, parts in arms.items():
+                    train, test = few[parts == "train"], few[parts == "test"]
+                    p, every = quick(x[train], y[train], x[test]), np.ones((1, len(test)))
+                    scores = {name: float(metric(y[test], p, every)[0]) for name, metric in metrics.METRICS.items()}
+                    about = {"slices": level, "repeat": repeat, "arm": arm, "ratio": len(test) / len(train)}
+                    rows.append(about | scores)
     return pd.DataFrame(rows, columns=["slices", "repeat", "arm", "ratio", *metrics.METRICS])
 
 
