@@ -255,7 +255,6 @@ def _build(spec: Spec, name: str, unit: str, seed: int, download: bool) -> Body:
 
 def _network(architecture: str, state: State | None, size: int, seed: int) -> tuple[nn.Module, list[int]]:
     """The network with the tensors of ``state`` or random ones, and the channels of each stage."""
-    import timm
     from torchvision.models import get_model
 
     try:
@@ -265,6 +264,8 @@ def _network(architecture: str, state: State | None, size: int, seed: int) -> tu
             if architecture in RESNETS:
                 net = Stages(get_model(architecture))
             else:
+                import timm
+
                 net = timm.create_model(LITE0_IN_TIMM if architecture == LITE0 else architecture, features_only=True)
             if state is None:
                 _calibrate(net, size)
