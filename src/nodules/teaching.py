@@ -30,6 +30,7 @@ THRESHOLD = 0.5  # of the call: where accuracy is measured, and never at odds wi
 LEAST_NOISE = 1e-6  # variance
 OF_LIDC = "LIDC-IDRI-"  # begins the names of its patients
 FALSE_ALARMS = 0.02  # share of nodules that cross a line for no reason
+LOOKED_AT = 1500  # patches, at most, from which a network learns what it was taught with
 NOT_FOR = (
     "Not a medical device. Not for diagnosis, treatment, screening or advice. The labels are radiologists' opinions of "
     "how suspicious a nodule looks; no disease was proven. It finds no nodules: whatever lies at a place is judged as "
@@ -39,8 +40,9 @@ NOT_FOR = (
 
 @torch.inference_mode()
 def fitted(network: NoduleNet, images: np.ndarray) -> Member:
-    """A network with what patches (N, 64, 64), those that taught it, look like to it."""
+    """A network with what patches (N, 64, 64), those that taught it, look like to it; of many, every so many-th."""
     member = Member(network).to(device(), memory_format=torch.channels_last).eval()
+    images = images[:: -(-len(images) // LOOKED_AT)]  # neighbours are alike
     chunks = np.array_split(images, -(-len(images) // BATCH))
     features, statistics = zip(*(member(tensor(chunk))[1:3] for chunk in chunks), strict=True)
     few = min(COMPONENTS, len(images) - 1)
