@@ -30,7 +30,7 @@ THRESHOLD = 0.5  # of the call: where accuracy is measured, and never at odds wi
 LEAST_NOISE = 1e-6  # variance
 OF_LIDC = "LIDC-IDRI-"  # begins the names of its patients
 FALSE_ALARMS = 0.02  # share of nodules that cross a line for no reason
-LOOKED_AT = 1500  # patches, at most, from which a network learns what it was taught with
+LOOKED_AT = 1500  # patches, at most, that tell what a network was taught with
 NOT_FOR = (
     "Not a medical device. Not for diagnosis, treatment, screening or advice. The labels are radiologists' opinions of "
     "how suspicious a nodule looks; no disease was proven. It finds no nodules: whatever lies at a place is judged as "
