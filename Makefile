@@ -19,6 +19,10 @@ EXECUTED  := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 EXERCISES := $(patsubst notebooks/%,$(RUN)/%,$(sort $(wildcard notebooks/exercises/*.ipynb)))
 # Two makes of the same run would write the same files: the second waits for the first
 ALONE     := "$(PYTHON)" src/nodules/tools/alone.py runs/.$(notdir $(RUN)).lock
+# Notebooks that mostly compute in one thread, so two at once take less time; then a thread that waits must not spin
+PAIRED    := $(filter-out $(addprefix $(RUN)/0,1% 2% 3% 4% 5% 6%),$(EXECUTED))
+# Not if told otherwise: make -j1 figures
+JOBS       = $(if $(filter -j%,$(MAKEFLAGS)),,-j2)
 # A change in these draws all figures again from the data kept with them, but runs no notebook
 DRAWING   := src/nodules/plots.py $(wildcard src/nodules/report/*.py)
 DRAWING   += $(wildcard src/nodules/report/templates/*.* src/nodules/report/templates/*/*.*)
@@ -80,10 +84,10 @@ help:  ## show this
 	@echo 'PROFILE=demo, or another of params/; DATA=phantom, kaggle, a folder with its files, an .npz or .hdf5 file'
 
 figures:  ## run all notebooks and write the report, figures/report.html
-	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/report.html
+	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(FIGURES)/report.html
 
 notebooks:  ## run the notebooks only, without the report; executed copies go to runs/
-	+@$(ALONE) $(MAKE) --no-print-directory $(EXECUTED)
+	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(EXECUTED)
 
 sweep: $(ENVIRONMENT)  ## run notebooks with many seeds, splits or data; SWEEP=headline SCHEDULER=tcp://host:8786 STORE=s3://...
 	+@"$(PYTHON)" src/nodules/tools/alone.py runs/.sweep-$(SWEEP).lock "$(PY)" -m nodules sweep \
@@ -93,10 +97,10 @@ SCHEDULER ?=
 STORE     ?=
 
 book:  ## build the course as a website, figures/book/index.html; exercises are executed for it
-	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/book/index.html
+	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(FIGURES)/book/index.html
 
 slides:  ## make slides of the lessons, figures/slides/index.html, that need no network
-	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/slides/index.html
+	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(FIGURES)/slides/index.html
 
 assignment: $(ENVIRONMENT) $(TEACHING)  ## write the exercises for students, without solutions, to assignments/release/
 	"$(PY)" -m nodules assignment assignments
@@ -188,7 +192,8 @@ $(VENV)/teaching: requirements-teaching.txt $(VENV)/installed
 # An executed notebook depends on its source, profile and the lock. Its .d file adds the modules it uses and, if it read
 # other data whose path ends alike, other-data.
 $(RUN)/%.ipynb: notebooks/%.ipynb params/$(PROFILE).yaml requirements.txt | $(ENVIRONMENT)
-	"$(PY)" -m nodules run $< $@ --profile params/$(PROFILE).yaml $(SOURCE) -p run_dir="$(RUN)" $(LIMIT)
+	$(if $(filter $@,$(PAIRED)),OMP_WAIT_POLICY=PASSIVE) "$(PY)" -m nodules run $< $@ \
+		--profile params/$(PROFILE).yaml $(SOURCE) -p run_dir="$(RUN)" $(LIMIT)
 -include $(wildcard $(RUN)/*.d)
 
 # Only the first notebook reads the data; the others use what earlier ones kept
@@ -203,6 +208,11 @@ $(RUN)/07_interpretation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network
 $(RUN)/08_evaluation.ipynb: $(RUN)/04_training.ipynb $(RUN)/05_whole_network.ipynb
 $(RUN)/09_decisions.ipynb: $(RUN)/04_training.ipynb
 $(RUN)/10_your_own_scan.ipynb: $(RUN)/06_picture_or_ruler.ipynb
+
+# Those that train keep every core busy, so one waits for the other; the rest follow in pairs
+$(RUN)/05_whole_network.ipynb: | $(RUN)/04_training.ipynb
+$(RUN)/06_picture_or_ruler.ipynb: | $(RUN)/05_whole_network.ipynb
+$(PAIRED): | $(RUN)/06_picture_or_ruler.ipynb
 
 $(FIGURES)/slides/index.html: $(EXECUTED) $(wildcard src/nodules/tools/slides.py src/nodules/tools/templates/*) \
 		| $(TEACHING)
