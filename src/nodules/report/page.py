@@ -289,6 +289,7 @@ def _answer(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "notebook": "",
     }
     table = answer.table(content)
+    table = table[[key != "patch" for _, key in table.index]]  # over all folds; the others per patch are of one split
     figure = plots.stamp(plots.bars(table, "accuracy", "How much of 0.95 is real?"), about["source"])
     save(figure, folder / "answer.png")
     kept = {key: content["runs"][0][key] for key in ("profile", "parameters", "git_revision")}
