@@ -69,11 +69,11 @@ def data_card(content: dict[str, Any]) -> str:
 
 
 def data_cards(content: dict[str, Any]) -> str:
-    """The card of the run's own source with the models that do not see the image, then what is known of the others."""
+    """The card of the run's own source with the models that see no picture, then what is known of the others."""
     rows = rows_of(content, course.DATA)
     blind = text.markdown(result_table(rows)[["model", "AUC (95% interval)"]]) if rows else "Not measured in this run."
     others = [_other_card(content, name) for name in (*sources.SOURCES, "own") if name != source(content)]
-    return "\n".join([data_card(content), f"Models that do not see the image:\n\n{blind}\n", *others])
+    return "\n".join([data_card(content), f"Models that get a few numbers, and no picture:\n\n{blind}\n", *others])
 
 
 def model_card(content: dict[str, Any]) -> str:
