@@ -394,9 +394,15 @@ def test_the_report_links_every_card(content, tmp_path):
 
 
 def test_the_minutes_of_each_notebook_are_those_of_its_executed_copy(tmp_path):
-    for lesson, seconds in ((course.RATE, 90.0), (course.DATA, 30.0), (course.TRAINING, None)):
-        notebook = nbformat.v4.new_notebook()
-        if seconds:
-            notebook.metadata["papermill"] = {"duration": seconds}
+    begun = pd.Timestamp("2026-01-01T12:00:00+00:00")
+    assert page.minutes(tmp_path).endswith(" 0.0 in all")
+    # The last two run side by side, for half a minute of their time
+    for lesson, start, seconds in ((course.DATA, 0, 30.0), (course.TRAINING, 600, 90.0), (course.RATE, 660, 60.0)):
+        notebook, ends = nbformat.v4.new_notebook(), [start, start + seconds]
+        start_time, end_time = ((begun + pd.Timedelta(end, "s")).isoformat() for end in ends)
+        notebook.metadata["papermill"] = {"start_time": start_time, "end_time": end_time, "duration": seconds}
         nbformat.write(notebook, tmp_path / f"{lesson.name}.ipynb")
-    assert page.minutes(tmp_path) == "minutes by notebook: 01_data 0.5, 03_learning_rate 1.5; 2.0 in all"
+    unfinished = nbformat.v4.new_notebook(metadata={"papermill": {"duration": None}})
+    nbformat.write(unfinished, tmp_path / f"{course.WHOLE.name}.ipynb")
+    each = "01_data 0.5, 03_learning_rate 1.0, 04_training 1.5"
+    assert page.minutes(tmp_path) == f"minutes by notebook: {each}; 2.5 in all"

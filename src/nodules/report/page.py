@@ -84,12 +84,16 @@ def build(run_dir: Path, folder: Path, readme: Path | None = None) -> Path:
 
 
 def minutes(run_dir: Path) -> str:
-    """How long each notebook of a run took, as papermill noted in its executed copy, in one line."""
+    """How long each notebook of a run took, as papermill noted in its executed copy, and for how long any ran."""
     copies = [path for lesson in course.LESSONS if (path := run_dir / f"{lesson.name}.ipynb").exists()]
     noted = {path.stem: nbformat.read(path, as_version=4).metadata.get("papermill", {}) for path in copies}
-    taken = {name: about["duration"] / 60 for name, about in noted.items() if about.get("duration")}
-    each = ", ".join(f"{name} {value:.1f}" for name, value in taken.items())
-    return f"minutes by notebook: {each}; {sum(taken.values()):.1f} in all"
+    ended = {name: about for name, about in noted.items() if about.get("duration")}
+    each = ", ".join(f"{name} {about['duration'] / 60:.1f}" for name, about in ended.items())
+    whole, until = pd.Timedelta(0), pd.Timestamp(0, tz="UTC")
+    for start, end in sorted((pd.Timestamp(t["start_time"]), pd.Timestamp(t["end_time"])) for t in ended.values()):
+        whole += max(end - max(start, until), pd.Timedelta(0))  # some run side by side
+        until = max(until, end)
+    return f"minutes by notebook: {each}; {whole.total_seconds() / 60:.1f} in all"
 
 
 def page(
