@@ -97,7 +97,7 @@ SCHEDULER ?=
 STORE     ?=
 
 book:  ## build the course as a website, figures/book/index.html; exercises are executed for it
-	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(FIGURES)/book/index.html
+	+@$(ALONE) $(MAKE) --no-print-directory $(FIGURES)/book/index.html
 
 slides:  ## make slides of the lessons, figures/slides/index.html, that need no network
 	+@$(ALONE) $(MAKE) --no-print-directory $(JOBS) $(FIGURES)/slides/index.html
